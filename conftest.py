@@ -1,0 +1,43 @@
+"""For every pytest run, the tests' and nbval's alike: fast mode, no windows, and `--no-skips`."""
+import os
+
+import matplotlib
+import pytest
+
+os.environ.setdefault("FLOWKIT_FAST", "1")
+# Not by MPLBACKEND: the notebooks' kernels would inherit that, and show no pictures.
+matplotlib.use("Agg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true",
+                     help="a test that is skipped, or that is expected to fail, fails")
+
+
+def _forbid(config, report):
+    """Turn the report of a test that did not run to a clean pass into a failure."""
+    if not config.getoption("--no-skips"):
+        return
+    if report.skipped or hasattr(report, "wasxfail"):
+        kind = "expected to fail" if hasattr(report, "wasxfail") else "skipped"
+        reason = getattr(report, "wasxfail", None) or (
+            report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"{kind}, and this run allows none of that (--no-skips): {reason}"
+        if hasattr(report, "wasxfail"):
+            del report.wasxfail
+
+
+# Outermost, so that pytest's own handling of skip and xfail has had its say.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    _forbid(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _forbid(collector.config, report)
+    return report
