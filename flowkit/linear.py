@@ -1,0 +1,127 @@
+"""Layers that mix or rescale coordinates, so that what one coupling left alone the next one bends.
+
+ActNorm and the LU form of the 1x1 convolution's matrix: Kingma & Dhariwal 2018, "Glow", sections 3.1 and 3.2.
+"""
+import torch
+from torch import nn
+
+from .core import Transform, check_finite, check_input
+
+
+class Reverse(Transform):
+    """Turn the order of the coordinates round: z_i = x_{D+1-i}, ldj = 0."""
+
+    def forward(self, x, context=None):
+        check_input(x)
+        return x.flip(-1), x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        check_input(z, "z")
+        return z.flip(-1)
+
+
+class Permute(Transform):
+    """Reorder the coordinates: z_i = x_{order[i]}, ldj = 0 since a permutation has determinant +1 or -1.
+
+    `order`: a permutation of 0 .. D-1, kept in the state_dict. Raises ValueError if it is none.
+    """
+
+    def __init__(self, order):
+        super().__init__()
+        order = torch.as_tensor(order).clone()
+        if order.ndim != 1 or sorted(order.tolist()) != list(range(len(order))):
+            raise ValueError(f"order must be a permutation of 0 .. D-1, got {order.tolist()}")
+        self.register_buffer("order", order.long())
+
+    def forward(self, x, context=None):
+        check_input(x, dim=len(self.order))
+        return x[..., self.order], x.new_zeros(x.shape[:-1])
+
+    def inverse(self, z, context=None):
+        check_input(z, "z", len(self.order))
+        return z[..., self.order.argsort()]
+
+
+class ActNorm(Transform):
+    """z = x exp(log_scale) + shift, chosen so that the first batch comes out with mean 0 and variance 1.
+
+    ldj = sum(log_scale). x (..., dim). The first batch that forward sees sets the parameters, in train and in eval
+    mode alike; afterwards they are learnt as usual. That it has happened is a buffer, so a loaded layer does not
+    start again. Before the first batch the layer is the identity, so an untrained flow can sample. A feature
+    that is constant in the first batch (all are, in a batch of one) is centred and keeps its scale.
+    """
+
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.eps = eps
+        self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @torch.no_grad()
+    def _initialise(self, x):
+        x = x.reshape(-1, x.shape[-1])
+        mean, std = x.mean(0), x.std(0, correction=0)
+        # A batch that spoilt the parameters would spoil them for good, so it is refused.
+        check_finite("ActNorm, first batch", x, mean=mean, std=std)
+        std = torch.where(std > self.eps * (1 + mean.abs()), std, 1)
+        self.log_scale.copy_(-std.log())
+        self.shift.copy_(-mean / std)
+        self.initialised.fill_(True)
+
+    def forward(self, x, context=None):
+        check_input(x, dim=len(self.shift))
+        if not self.initialised:
+            self._initialise(x)
+        return x * torch.exp(self.log_scale) + self.shift, self.log_scale.sum() + x.new_zeros(x.shape[:-1])
+
+    def inverse_and_ldj(self, z, context=None):
+        check_input(z, "z", len(self.shift))
+        x = (z - self.shift) * torch.exp(-self.log_scale)
+        return x, self.log_scale.sum() + z.new_zeros(z.shape[:-1])
+
+    def inverse(self, z, context=None):
+        return self.inverse_and_ldj(z)[0]
+
+
+class InvertibleLinear(Transform):
+    """z = W x with W = P L (U + diag(sign * exp(log_s))), so that ldj = sum(log_s) costs O(D).
+
+    P is a fixed permutation, L unit lower and U strictly upper triangular; W starts as a random rotation. The signs
+    are fixed, so W never becomes singular. The inverse is two triangular solves. x (..., dim).
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(dim, dim))[0]
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("sign", upper.diagonal().sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_s = nn.Parameter(upper.diagonal().abs().log())
+
+    def factors(self):
+        """L and U, the latter with its diagonal."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.log_s), dtype=self.lower.dtype, device=self.lower.device)
+        return lower, self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
+
+    def weight(self):
+        """The matrix W."""
+        lower, upper = self.factors()
+        return self.permutation @ lower @ upper
+
+    def forward(self, x, context=None):
+        check_input(x, dim=len(self.log_s))
+        return x @ self.weight().T, self.log_s.sum() + x.new_zeros(x.shape[:-1])
+
+    def inverse_and_ldj(self, z, context=None):
+        check_input(z, "z", len(self.log_s))
+        lower, upper = self.factors()
+        # Points are rows, so z = x U^T L^T P^T is undone from the right.
+        x = z.reshape(-1, z.shape[-1]) @ self.permutation
+        x = torch.linalg.solve_triangular(lower.T, x, upper=True, left=False, unitriangular=True)
+        x = torch.linalg.solve_triangular(upper.T, x, upper=False, left=False)
+        return x.reshape(z.shape), self.log_s.sum() + z.new_zeros(z.shape[:-1])
+
+    def inverse(self, z, context=None):
+        return self.inverse_and_ldj(z)[0]
