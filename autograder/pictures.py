@@ -1,0 +1,120 @@
+"""The picture of a check: yours, the reference, the difference, drawn from arrays alone.
+
+Each function here makes a picture function `(inputs, outputs, reference) -> Figure or None`; `outputs` may hold
+nothing (an unsolved exercise), and then the reference alone is drawn, with "not solved yet" in its place.
+"""
+import numpy as np
+
+from autograder.laws import normal_log_prob
+from flowkit import plotting
+
+LIMIT = 3.0  # the grid of the picture covers the square from -LIMIT to LIMIT
+LINES, CELLS = 13, 48  # grid lines each way, with CELLS points on each; CELLS x CELLS points of density
+
+
+def grid():
+    """The points (N, 2) that a 2D layer is drawn from: the grid lines first, then the cells of the density."""
+    t, lines = np.linspace(-LIMIT, LIMIT, CELLS), np.linspace(-LIMIT, LIMIT, LINES)
+    across = np.stack(np.broadcast_arrays(t[None, :], lines[:, None]), -1)
+    return np.concatenate([across.reshape(-1, 2), across[..., ::-1].reshape(-1, 2), cells()])
+
+
+def cells():
+    return plotting.grid_points((-LIMIT, LIMIT) * 2, CELLS).astype(float)
+
+
+def usable(outputs, prefix):
+    """The grid's images z (2 * LINES, CELLS, 2) and log-density (CELLS, CELLS) of a layer, or None."""
+    z, ldj = outputs.arrays.get(prefix + "picture.z"), outputs.arrays.get(prefix + "picture.ldj")
+    n = 2 * LINES * CELLS
+    if z is None or ldj is None or z.shape != (n + CELLS**2, 2) or ldj.size != len(z) or not np.isfinite(z).all():
+        return None
+    with np.errstate(over="ignore"):
+        density = np.exp(np.minimum(normal_log_prob(z[n:]) + ldj.reshape(-1)[n:], 20))
+    return z[:n].reshape(2 * LINES, CELLS, 2), np.nan_to_num(density.reshape(CELLS, CELLS), nan=0.0)
+
+
+def empty(ax, text):
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=plotting.FONT)
+    ax.set_xticks([]), ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_linestyle("--")
+
+
+def warp_and_density(prefix=""):
+    """For a 2D layer: the square grid carried to latent space, and the density that the layer pulls a normal back to."""
+
+    def draw(inputs, outputs, reference):
+        theirs, mine = usable(reference, prefix), usable(outputs, prefix)
+        figure = plotting.Picture(figsize=(11, 7.4), layout="constrained")
+        axes = figure.subplots(2, 3)
+        for ax, title in zip(axes[0], ("yours", "reference", "difference")):
+            ax.set_title(title, fontsize=plotting.FONT + 2)
+        axes[0, 0].set_ylabel("grid in latent space", fontsize=plotting.FONT)
+        axes[1, 0].set_ylabel("density of the data", fontsize=plotting.FONT)
+        extent = np.abs(theirs[0]).max() * 1.05
+        box, square = (-extent, extent) * 2, (-LIMIT, LIMIT) * 2
+        top = theirs[1].max()
+        for column, picture in ((0, mine), (1, theirs)):
+            if picture is None:
+                reason = "not solved yet" if unsolved(outputs) else "nothing to draw:\nsee the cases above"
+                empty(axes[0, column], reason), empty(axes[1, column], reason)
+                continue
+            plotting.warped_grid(axes[0, column], picture[0], box, plotting.PALETTE["blue" if column == 0 else "black"])
+            axes[1, column].imshow(picture[1], extent=square, origin="lower", cmap="cividis", vmin=0, vmax=top)
+        if mine is None:
+            empty(axes[0, 2], ""), empty(axes[1, 2], "")
+        else:
+            between = np.stack([theirs[0], mine[0]], 2)[:, ::6].reshape(-1, 2, 2)  # reference point -> your point
+            plotting.warped_grid(axes[0, 2], theirs[0], box, "#bbbbbb")
+            plotting.warped_grid(axes[0, 2], between, box, plotting.PALETTE["red"])
+            off = mine[1] - theirs[1]
+            axes[1, 2].imshow(off, extent=square, origin="lower", cmap="PuOr", vmin=-top, vmax=top)
+            largest = max(np.abs(mine[0] - theirs[0]).max(), np.abs(off).max())
+            axes[1, 2].set_xlabel(f"largest difference {largest:.2g}", fontsize=plotting.FONT)
+        for ax in axes.flat:
+            ax.set_xticks([]), ax.set_yticks([])
+        return figure
+
+    return draw
+
+
+def unsolved(outputs):
+    return not outputs.arrays or any(kind == "unsolved" for kind, _ in outputs.complaints().values())
+
+
+def curves(key, at, names, title):
+    """For functions of one number: each output column of `key` against the input `at`, if there is something to draw."""
+
+    def draw(inputs, outputs, reference):
+        if key not in outputs or outputs.arrays[key].shape != (len(inputs[at]), len(names)):
+            return None
+        figure = plotting.Picture(figsize=(7, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for column, (name, colour, style) in enumerate(zip(names, ("blue", "red", "green"), ("-", "--", ":"))):
+            ax.plot(inputs[at][:, 0], outputs.arrays[key][:, column], style, color=plotting.PALETTE[colour], label=name, linewidth=2)
+        ax.set_title(title, fontsize=plotting.FONT), ax.set_xlabel("x1", fontsize=plotting.FONT), ax.legend(fontsize=plotting.FONT, frameon=False)
+        return figure
+
+    return draw
+
+
+def against_reference(key, at, names=("y",), scale=None):
+    """For a scalar map: yours and the reference's values over the inputs `at` (N,)."""
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(7, 3.4), layout="constrained")
+        ax = figure.subplots()
+        order = np.argsort(inputs[at])
+        x = inputs[at][order]
+        ax.plot(x, reference.arrays[key][order], "-", color=plotting.PALETTE["black"], label="reference", linewidth=3, alpha=0.5)
+        mine = outputs.arrays.get(key)
+        if mine is not None and mine.shape == x.shape:
+            ax.plot(x, mine[order], "--", color=plotting.PALETTE["red"], label="yours", linewidth=2)
+        else:
+            ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+        ax.set_xlabel("x", fontsize=plotting.FONT), ax.set_ylabel(names[0], fontsize=plotting.FONT)
+        ax.legend(fontsize=plotting.FONT, frameon=False)
+        return figure
+
+    return draw

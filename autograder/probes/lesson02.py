@@ -1,0 +1,414 @@
+"""How to run the answers of lesson 02 (coupling flows)."""
+import contextlib
+import os
+
+import torch
+from torch import nn
+
+from autograder.probes.record import (
+    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float,
+)
+
+SIZES = ("D=2 ", "D=6 ")
+
+
+# --- networks handed to the answers ----------------------------------------------------------------------------------
+
+def tanh_net(w):
+    """The function x -> tanh(x W1 + b1) W2 + b2 with the judge's weights; a plain function, nothing to iterate over."""
+
+    def net(x):
+        return torch.tanh(x @ w["W1"] + w["b1"]) @ w["W2"] + w["b2"]
+
+    return net
+
+
+def weights(inputs, dtype=torch.float64):
+    return {k: tensor(v, dtype) for k, v in part(inputs, "net.").items()}
+
+
+def net_forms(w):
+    """The three forms of a conditioner with two outputs that an answer may expect: [(name, net), ...].
+
+    One output to chunk; a net that returns a tuple; a pair of nets. All three compute the same alpha and mu.
+    """
+    one = tanh_net(w)
+    half = w["W2"].shape[1] // 2
+    alpha = tanh_net({**w, "W2": w["W2"][:, :half], "b2": w["b2"][:half]})
+    mu = tanh_net({**w, "W2": w["W2"][:, half:], "b2": w["b2"][half:]})
+    return [("one output", one), ("tuple", lambda x: (alpha(x), mu(x))), ("pair", (alpha, mu))]
+
+
+def build(record, step, make, forms, x):
+    """The layer made from the first form of net whose construction and forward run; its index in `forms`.
+
+    When none runs, the complaint is that of the first form.
+    """
+    first = None
+    for i, (_, net) in enumerate(forms):
+        trial = Record()
+        try:
+            layer = trial.run(step + "construction", lambda net=net: make(net))
+            trial.run(step + "forward", lambda layer=layer: layer.forward(x.clone()))
+            return layer, i
+        except Stop:
+            first = first or trial
+    record.update(first)
+    raise Stop
+
+
+def nudged(inputs, t):
+    """The net's weights moved by t along the judge's direction."""
+    w, v = weights(inputs), {k: tensor(a) for k, a in part(inputs, "direction.").items()}
+    return {k: w[k] + t * v[k] for k in w}
+
+
+def scalar_loss(z, ldj, inputs):
+    """A per-sample weighted sum of z and ldj; an ldj of a wrong size is left out (its own case says so)."""
+    loss = (tensor(inputs["c"]) * z).sum()
+    return loss + (tensor(inputs["r"]) * ldj.reshape(-1)).sum() if ldj.numel() == len(z) else loss
+
+
+def gradients(record, step, make_layer, inputs):
+    """The gradient of `scalar_loss` in the net's weights, by autograd, and the loss at nudged weights."""
+
+    def loss(w):
+        z, ldj = make_layer(w).forward(tensor(inputs["x"]))
+        return scalar_loss(z, ldj, inputs)
+
+    def along():
+        w = {k: v.requires_grad_() for k, v in weights(inputs).items()}
+        value = loss(w)
+        if not value.requires_grad:
+            return torch.zeros(())
+        grads = torch.autograd.grad(value, list(w.values()), allow_unused=True)
+        v = part(inputs, "direction.")
+        return sum((g * tensor(v[k])).sum() for k, g in zip(w, grads) if g is not None) + torch.zeros(())
+
+    with contextlib.suppress(Stop):
+        record.one(step + "gradient", along, "along")
+        record.one(step + "gradient", lambda: torch.stack([loss(nudged(inputs, t)).detach() for t in inputs["nudges"]]), "nudged")
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+def coupling(objects, inputs, forms=net_forms):
+    (Coupling,) = objects
+    record = Record()
+    with quiet_world():
+        for size in SIZES:
+            mine = part(inputs, size)
+            with contextlib.suppress(Stop):
+                layer, form = build(record, size, Coupling, forms(weights(mine)), tensor(mine["x"]))
+                bijection(record, size, layer, mine)
+                gradients(record, size, lambda w, form=form: Coupling(forms(w)[form][1]), mine)
+    return record
+
+
+def additive_coupling(objects, inputs):
+    return coupling(objects, inputs, forms=lambda w: [("one output", tanh_net(w))])
+
+
+def make_net(objects, inputs):
+    (make,) = objects
+    record = Record()
+    with quiet_world(), contextlib.suppress(Stop):
+        net = record.run("construction", make)
+        other = record.run("second construction", make)
+        x = tensor(inputs["x"])
+
+        def run(net, x):
+            """alpha and mu as one tensor (B, 2), from any of the three forms."""
+            x = x.to(dtype)
+            if type(net) in (tuple, list):
+                if len(net) != 2:
+                    raise Complaint(f"make_net should return one net or a pair of nets; it returned {describe(net)}")
+                out = (net[0](x), net[1](x))
+            elif not callable(net):
+                raise Complaint(f"make_net should return a net, something to call on x1; it returned {describe(net)}")
+            else:
+                out = net(x)
+            if type(out) in (tuple, list) and len(out) == 2:
+                for o in out:
+                    if not isinstance(o, torch.Tensor):
+                        raise Complaint(f"the net should return tensors; it returned {describe(o)}")
+                    if o.shape != (len(x), 1):
+                        raise Complaint(f"alpha and mu should each have shape (B, 1) = ({len(x)}, 1); one has shape {tuple(o.shape)}")
+                out = torch.cat(list(out), -1)
+            return out
+
+        def parameters(net):
+            return [p for n in (net if type(net) in (tuple, list) else [net]) if isinstance(n, nn.Module) for p in n.parameters()]
+
+        # A net that was made once, outside, has the precision of the day it was made.
+        dtype = next((p.dtype for p in parameters(net)), torch.float64)
+        record.one("net", lambda: run(net, x), "output")
+        params = [p for p in parameters(net) if p.requires_grad]
+        record["parameters"] = torch.tensor([p.numel() for p in params], dtype=torch.int64).numpy()
+        record["shared"] = torch.tensor(bool({id(p) for p in parameters(other)} & {id(p) for p in params})).numpy()
+        noise = torch.Generator().manual_seed(int(inputs["noise"]))
+
+        def shake():  # to weights of order one: a last layer of zeros is a good start, and right
+            with torch.no_grad():
+                for p in params:
+                    p.copy_(torch.randn(p.shape, generator=noise, dtype=p.dtype) / (p.shape[-1] ** 0.5 if p.dim() > 1 else 1.5))
+
+        shakes = []
+        for _ in range(8):
+            shake()
+            shakes.append(record.one("shaken net", lambda: run(net, tensor(inputs["line"])), "output").detach())
+        record["shakes.low"] = torch.stack([s.amin(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
+        record["shakes.high"] = torch.stack([s.amax(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
+        record.one("shaken net", lambda: run(net, tensor(inputs["line"])), "output")
+        record.one("shaken net again", lambda: run(net, tensor(inputs["line"])), "output")
+        record.one("shaken net on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
+
+        def trained():
+            out = run(net, x)
+            if not (params and out.requires_grad):
+                return torch.zeros(len(params))
+            grads = torch.autograd.grad((out * tensor(inputs["c"])).sum(), params, allow_unused=True)
+            return torch.stack([g.abs().sum() if g is not None else torch.zeros(()) for g in grads])
+
+        record.one("gradient", trained, "sizes")
+    return record
+
+
+def permute(objects, inputs):
+    (Permute,) = objects
+    record = Record()
+    with quiet_world(), contextlib.suppress(Stop):
+        order = [int(i) for i in inputs["order"]]
+
+        def usable(order):
+            layer = Permute(order)
+            layer.inverse(layer.forward(tensor(inputs["x"]))[0])
+            return layer
+
+        first = None
+        for form in (order, torch.tensor(order)):  # a list of ints; a tensor serves those who call argsort on it
+            trial = Record()
+            with contextlib.suppress(Stop):
+                layer = trial.run("forward", lambda form=form: usable(form))
+                break
+            first = first or trial
+        else:
+            layer = record.run("construction", lambda: Permute(order))  # let each step say what it cannot do
+        bijection(record, "", layer, inputs)
+    return record
+
+
+class AffineFlow(nn.Module):
+    """The smallest flow that can be trained: z = x * exp(a) + b on a standard normal. Keeps a diary of its training."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.a, self.b = nn.Parameter(tensor(a)), nn.Parameter(tensor(b))
+        self.diary = []
+
+    def log_prob(self, x):
+        self.diary.append(torch.cat([self.a, self.b]).detach().clone())
+        z = x * self.a.exp() + self.b
+        return -0.5 * (z**2).sum(-1) - 0.5 * z.shape[-1] * torch.log(torch.tensor(2 * torch.pi)) + self.a.sum()
+
+    def sample(self, n):
+        with torch.no_grad():
+            return (torch.randn(n, len(self.a)) - self.b) * (-self.a).exp()
+
+
+class HumpFlow(nn.Module):
+    """A flow on the line that can make two humps: z = a x + b + sum_k w_k tanh(s (x - m_k)), all slopes positive."""
+
+    def __init__(self, theta=None):
+        super().__init__()
+        start = torch.tensor([0.0, 0.0, -1.0, -1.0, -1.0, 0.0, -1.5, 0.0, 1.5])
+        self.theta = nn.Parameter(start if theta is None else tensor(theta))
+
+    def log_prob(self, x):
+        a, b, w, s, m = self.theta[0].exp(), self.theta[1], self.theta[2:5].exp(), self.theta[5].exp(), self.theta[6:]
+        bend = torch.tanh(s * (x - m))  # (B, 3)
+        z = a * x[:, 0] + b + (w * bend).sum(-1)
+        slope = a + (w * s * (1 - bend**2)).sum(-1)
+        return -0.5 * z**2 - 0.5 * torch.log(torch.tensor(2 * torch.pi)) + slope.log()
+
+    def sample(self, n):
+        raise RuntimeError("this flow is for training only; train_flow does not need to sample from it")
+
+
+def train_flow(objects, inputs):
+    (train,) = objects
+    record = Record()
+
+    def losses(value):
+        if type(value) in (tuple, list):
+            graph = any(issubclass(type(v), torch.Tensor) and v.requires_grad for v in value)
+            return [float(to_float("train_flow", "a loss", v)) for v in value], graph
+        if issubclass(type(value), torch.Tensor) and value.dim() == 1:
+            return [float(v) for v in value.detach()], bool(value.requires_grad)
+        raise Complaint(f"train_flow should return the list of losses, one float for each batch; it returned {describe(value)}")
+
+    def run(step, flow, batches, lr):
+        return record.run(step, lambda: losses(train(flow, batches, lr)))
+
+    with quiet_world():
+        x = tensor(inputs["x"])
+        with contextlib.suppress(Stop):
+            flow = AffineFlow(inputs["a"], inputs["b"])
+            values, graph = run("training", flow, [x.clone() for _ in range(3)], 0.05)
+            record["training.losses"] = torch.tensor(values).numpy()
+            record["training.graph"] = torch.tensor(graph).numpy()
+            record["training.diary"] = torch.stack(flow.diary).numpy() if flow.diary else torch.zeros(0, 4).numpy()
+            record["training.end"] = torch.cat([flow.a, flow.b]).detach().numpy().copy()
+            grads = [g if g is not None else torch.zeros_like(p) for p in (flow.a, flow.b) for g in [p.grad]]
+            record["training.grad"] = torch.cat(grads).numpy().copy()
+            still = AffineFlow(inputs["a"], inputs["b"])
+            run("training with lr = 0", still, [x.clone() for _ in range(2)], 0.0)
+            record["training with lr = 0.end"] = torch.cat([still.a, still.b]).detach().numpy().copy()
+        with contextlib.suppress(Stop):
+            flow = HumpFlow()
+            batches = tensor(inputs["humps"])
+            run("training on two humps", flow, list(batches), 0.05)
+            record["training on two humps.theta"] = flow.theta.detach().numpy().copy()
+    return record
+
+
+def act_norm(objects, inputs):
+    (ActNorm,) = objects
+    record = Record()
+    with quiet_world(), contextlib.suppress(Stop):
+        dim = inputs["first"].shape[1]
+        layer = record.run("construction", lambda: ActNorm(dim))
+        record.many("first batch", lambda: layer.forward(tensor(inputs["first"])), "z", "ldj")
+        record.many("second batch", lambda: layer.forward(tensor(inputs["second"])), "z", "ldj")
+        bijection(record, "", layer, inputs)
+
+        def reloaded():
+            if not isinstance(layer, nn.Module):
+                raise Complaint("ActNorm should be an nn.Module, so that its numbers are saved with the flow")
+            fresh = ActNorm(dim)
+            fresh.load_state_dict(layer.state_dict())
+            return fresh.forward(tensor(inputs["second"]))
+
+        with contextlib.suppress(Stop):
+            record.many("after load_state_dict", reloaded, "z", "ldj")
+
+        def trained():
+            params = [p for p in layer.parameters() if p.requires_grad] if isinstance(layer, nn.Module) else []
+            z, ldj = layer.forward(tensor(inputs["x"]))
+            loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
+            if not (params and loss.requires_grad):
+                return torch.zeros(0)
+            grads = torch.autograd.grad(loss, params, allow_unused=True)
+            return torch.cat([g.abs().reshape(-1) if g is not None else torch.zeros(p.numel()) for p, g in zip(params, grads)])
+
+        with contextlib.suppress(Stop):
+            record.one("gradient", trained, "sizes")
+    return record
+
+
+COSTLY = ("det", "slogdet", "logdet", "inv", "inverse", "lu_factor", "lu", "qr", "svd", "svdvals", "eig", "eigvals", "pinv", "matrix_exp")
+
+
+class Calls(torch.overrides.TorchFunctionMode):
+    """Writes down which of the costly linear-algebra functions are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "").removeprefix("linalg_")
+        if name in COSTLY:
+            self.names.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def invertible_linear(objects, inputs):
+    (InvertibleLinear,) = objects
+    record = Record()
+    with quiet_world(int(inputs["noise"])), contextlib.suppress(Stop):
+        dim = inputs["x"].shape[1]
+        layer = record.run("construction", lambda: InvertibleLinear(dim))
+
+        def start():
+            if not isinstance(layer, nn.Module):
+                raise Complaint(f"InvertibleLinear should be an nn.Module; it is {describe(layer)}")
+            return layer.forward(tensor(inputs["x"]))
+
+        record.many("start", start, "z", "ldj")
+        noise = torch.Generator().manual_seed(int(inputs["noise"]))
+        params = [p for p in layer.parameters() if p.requires_grad]
+        record["parameters"] = torch.tensor([p.numel() for p in params], dtype=torch.int64).numpy()
+        with torch.no_grad():
+            for p in params:
+                p.add_(0.3 * torch.randn(p.shape, generator=noise, dtype=p.dtype))
+        with Calls() as calls:
+            record.run("forward", lambda: layer.forward(tensor(inputs["x"])))
+        record["forward calls"] = torch.tensor([n in calls.names for n in COSTLY]).numpy()
+        bijection(record, "", layer, inputs)
+    return record
+
+
+def mix_logit_cdf(objects, inputs):
+    (f,) = objects
+    record = Record()
+
+    def call(step, x, dtype, prefix=""):
+        p = [tensor(inputs[prefix + k], dtype) for k in ("weights", "means", "log_scales")]
+        with contextlib.suppress(Stop):
+            record.many(step, lambda: f(tensor(x, dtype), *p), "y", "ldj")
+
+    with quiet_world():
+        call("float64", inputs["x"], torch.float64)
+        call("near", inputs["near"], torch.float64)
+        call("batch", inputs["many.x"], torch.float64, "many.")
+        call("far", inputs["far"], torch.float64)
+        torch.set_default_dtype(torch.float32)
+        call("float32", inputs["far"], torch.float32)
+    return record
+
+
+def mix_coupling(objects, inputs):
+    (MixCoupling,) = objects
+    record = Record()
+    K = int(inputs["components"])
+    with quiet_world():
+        for size in SIZES:
+            mine = part(inputs, size)
+            with contextlib.suppress(Stop):
+                layer = record.run(size + "construction", lambda mine=mine: MixCoupling(tanh_net(weights(mine)), K))
+                bijection(record, size, layer, mine)
+                gradients(record, size, lambda w: MixCoupling(tanh_net(w), K), mine)
+        torch.set_default_dtype(torch.float32)
+        mine = part(inputs, "D=2 ")
+        with contextlib.suppress(Stop):
+            layer = record.run("float32 construction", lambda: MixCoupling(tanh_net(weights(mine, torch.float32)), K))
+            wide = tensor(inputs["wide"], torch.float32)
+            z, _ = record.many("float32 forward", lambda: layer.forward(wide.clone()), "z", "ldj")
+            record.one("float32 inverse", lambda: layer.inverse(z.detach()), "x")
+    return record
+
+
+def bonus_study(objects, inputs):
+    (study,) = objects
+    record = Record()
+    before = os.environ.get("FLOWKIT_FAST")
+    os.environ["FLOWKIT_FAST"] = "1"  # a study trains; the check runs its short form, in a notebook as well
+    try:
+        with quiet_world():
+            torch.set_default_dtype(torch.float32)
+            for setting in inputs["settings"]:
+                step = f"study({int(setting)})"
+                with contextlib.suppress(Stop):
+                    record[step + ".result"] = record.run(step, lambda s=int(setting), n=step: to_float(n, "the result", study(s)))
+    finally:
+        if before is None:
+            del os.environ["FLOWKIT_FAST"]
+        else:
+            os.environ["FLOWKIT_FAST"] = before
+    return record
+
+
+PROBES = {p.__name__: p for p in (
+    coupling, make_net, permute, train_flow, bonus_study, additive_coupling, act_norm, invertible_linear, mix_logit_cdf, mix_coupling,
+)}

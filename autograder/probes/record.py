@@ -1,0 +1,203 @@
+"""A run of an answer, written down as arrays.
+
+`Record` is the dict of arrays that every probe returns. A step of a probe (construct, forward, inverse, ...) either
+leaves its values under "step.name", or, when it raised or returned something of the wrong kind, one complaint under
+"step!": a pair (kind, sentence), kind being one of KINDS. So whatever a student's code does, what leaves the probe
+is a dict of plain arrays that can be written without pickle.
+"""
+import contextlib
+import random
+import types
+
+import numpy as np
+import torch
+
+KINDS = ("unsolved", "raised", "type", "blocked")
+LARGEST = 4_000_000  # numbers in one array: far above anything that an exercise asks for
+UNSOLVED = "not solved yet"
+
+
+class Stop(Exception):
+    """A step failed; its complaint is recorded, the steps that need it are not run."""
+
+
+class Complaint(Exception):
+    """What is wrong with a returned value, in one sentence."""
+
+
+class Record(dict):
+    def complain(self, step, kind, sentence):
+        self[step + "!"] = np.array([kind, str(sentence)[:600]])
+
+    def run(self, step, call):
+        """The value of `call()`; on any failure records the complaint and raises Stop.
+
+        SystemExit and whatever else student code may throw is caught; KeyboardInterrupt is the person at the
+        keyboard and passes.
+        """
+        try:
+            return call()
+        except (KeyboardInterrupt, Stop):
+            raise
+        except NotImplementedError as e:
+            self.complain(step, "unsolved", one_line(e) or UNSOLVED)
+        except Complaint as e:
+            self.complain(step, "type", e)
+        except MemoryError:
+            self.complain(step, "raised", f"{step} ran out of memory")
+        except BaseException as e:  # a student's class may raise anything at all
+            kind = "blocked" if getattr(e, "reference_blocked", False) is True else "raised"
+            self.complain(step, kind, f"{step} raised {type(e).__name__}{colon(one_line(e))}")
+        raise Stop(step)
+
+    def one(self, step, call, name):
+        """Record the tensor that `call()` returns as "step.name", and return it."""
+        return self.many(step, call, name)[0]
+
+    def many(self, step, call, *names):
+        """Record the tensors that `call()` returns (a tuple for several names), and return them."""
+
+        def checked():
+            value = call()
+            if isinstance(value, types.GeneratorType):
+                raise Complaint(f"{step} returned a generator (is there a `yield` in it?) where {wanted(names)} is expected")
+            if len(names) == 1:
+                value = (value,)
+            elif type(value) not in (tuple, list):
+                raise Complaint(f"{step} should return {wanted(names)}; it returned {describe(value)}")
+            elif len(value) != len(names):
+                raise Complaint(f"{step} should return {wanted(names)}; it returned {len(value)} values")
+            return [(v, to_array(step, n, v)) for n, v in zip(names, value)]
+
+        pairs = self.run(step, checked)
+        for name, (_, array) in zip(names, pairs):
+            self[f"{step}.{name}"] = array
+        return [v for v, _ in pairs]
+
+
+def wanted(names):
+    return names[0] if len(names) == 1 else f"a tuple ({', '.join(names)})"
+
+
+def describe(value):
+    """A value in words, without calling anything that belongs to it."""
+    kind = type(value)
+    if value is None:
+        return "None (is a `return` missing?)"
+    if kind in (tuple, list):
+        return f"a {kind.__name__} of {len(value)}"
+    if kind in (int, float, bool):
+        return f"the {kind.__name__} {value!r}"
+    if kind is np.ndarray:
+        return "a numpy array"
+    if kind is torch.Tensor:
+        return f"one tensor of shape {tuple(value.shape)}"
+    return f"an object of type {kind.__name__}"
+
+
+def to_array(step, name, value):
+    """A student's tensor as a numpy array on the CPU, or a Complaint."""
+    label = f"{step}: {name}" if name != step else step
+    if not issubclass(type(value), torch.Tensor):  # isinstance would believe an overridden __class__
+        raise Complaint(f"{label} should be a torch.Tensor; it is {describe(value)}")
+    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
+        value = torch.Tensor.as_subclass(value, torch.Tensor).detach()
+        if value.device.type != "cpu":
+            raise Complaint(f"{label} lives on the device {value.device}, the input on the CPU")
+        if value.is_complex() or value.is_sparse or value.is_quantized:
+            raise Complaint(f"{label} should be a dense real tensor; its dtype is {value.dtype}")
+        if value.numel() > LARGEST:
+            raise Complaint(f"{label} has {value.numel()} entries, shape {tuple(value.shape)}: far too many")
+        if value.dtype in (torch.float16, torch.bfloat16):
+            value = value.float()
+        return value.resolve_neg().contiguous().numpy().copy()
+
+
+def to_float(step, name, value):
+    """A student's number (a Python or numpy float, or a tensor with one entry) as an array, or a Complaint."""
+    if issubclass(type(value), torch.Tensor):
+        array = to_array(step, name, value)
+        if array.size != 1:
+            raise Complaint(f"{step}: {name} should be a float; it is a tensor of shape {array.shape}")
+        return array.reshape(()).astype(float)
+    if type(value) in (int, float, np.float32, np.float64):
+        return np.array(float(value))
+    raise Complaint(f"{step}: {name} should be a float; it is {describe(value)}")
+
+
+def one_line(error):
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:  # an exception whose own __str__ raises still gets its sentence
+        return ""
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+def colon(text):
+    return f": {text}" if text else ""
+
+
+@contextlib.contextmanager
+def quiet_world(seed=0):
+    """Float64 by default and seeded generators inside; dtype, generators and grad mode as they were afterwards.
+
+    With float64 as default, a tensor that a student makes inside a layer (torch.zeros(...)) has the precision that
+    the judge's differences need.
+    """
+    dtype, state, grad = torch.get_default_dtype(), random.getstate(), torch.is_grad_enabled()
+    numpy_state = np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(grad)
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+
+
+def tensor(array, dtype=torch.float64):
+    """An input array as a fresh tensor, so that a change in place cannot reach the judge's copy."""
+    t = torch.from_numpy(np.array(array))
+    return t.to(dtype) if t.is_floating_point() else t
+
+
+def bijection(record, step, layer, inputs):
+    """What the laws of a bijective layer need: forward and inverse on the judge's points.
+
+    inputs "x" (B, D), "near" (N, D) points around x for difference quotients, "z" (B, D) for the inverse;
+    optional "grid" (N, 2) for the picture. `step` is a prefix such as "D=2 ".
+    """
+
+    def attempt(call):
+        with contextlib.suppress(Stop):
+            call()
+
+    def forward():
+        x = tensor(inputs["x"])
+        z, _ = record.many(step + "forward", lambda: layer.forward(x), "z", "ldj")
+        record[step + "x after"] = x.detach().numpy().copy()
+        record.one(step + "inverse of forward", lambda: layer.inverse(z.detach()), "x")
+
+    def near():
+        record.many(step + "forward near", lambda: layer.forward(tensor(inputs["near"])), "z", "ldj")
+
+    def inverse():
+        z = tensor(inputs["z"])
+        x = record.one(step + "inverse", lambda: layer.inverse(z), "x")
+        record[step + "z after"] = z.detach().numpy().copy()
+        record.many(step + "forward of inverse", lambda: layer.forward(x.detach()), "z", "ldj")
+
+    def row():
+        record.many(step + "forward of one row", lambda: layer.forward(tensor(inputs["x"][:1])), "z", "ldj")
+
+    attempt(forward), attempt(near), attempt(inverse), attempt(row)
+    if "grid" in inputs:
+        attempt(lambda: record.many(step + "picture", lambda: layer.forward(tensor(inputs["grid"])), "z", "ldj"))
+
+
+def part(inputs, prefix):
+    """The entries of `inputs` whose names start with `prefix`, without it."""
+    return {k[len(prefix):]: v for k, v in inputs.items() if k.startswith(prefix)}
