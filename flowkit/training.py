@@ -43,7 +43,7 @@ def _nll(flow, x):
     return -log_prob.mean()
 
 
-def fit(flow, data, steps=2000, batch_size=512, lr=1e-3, progress=True, on_step=None):
+def fit(flow, data, steps=2000, batch_size=512, lr=1e-3, clip=10.0, progress=True, on_step=None):
     """Fit `flow` by Adam on -mean log q(x), with a learning rate that falls to zero along a cosine.
 
     `flow`: a module with log_prob. `data`: a function n -> batch (n, D), such as a toy's `sample`, or a tensor of
@@ -70,6 +70,7 @@ def fit(flow, data, steps=2000, batch_size=512, lr=1e-3, progress=True, on_step=
                     raise FloatingPointError(f"the loss became {value} at step {step}; lower lr, or bound the log-scales")
                 optimiser.zero_grad()
                 loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, clip)
                 optimiser.step()
                 schedule.step()
                 history.losses.append(value)
