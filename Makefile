@@ -32,6 +32,7 @@ $(STAMP): FORCE
 endif
 
 env: $(STAMP)  ## Make the environment in .venv (exact versions, requirements.lock)
+	@:
 
 $(STAMP): requirements.lock pyproject.toml
 	@rm -f $(STAMP)

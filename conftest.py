@@ -1,5 +1,6 @@
-"""For every pytest run, the tests' and nbval's alike: fast mode, no windows, and `--no-skips`."""
+"""For every pytest run, the tests' and nbval's alike: fast mode, no windows, an IPython of its own, and `--no-skips`."""
 import os
+import tempfile
 
 import matplotlib
 import pytest
@@ -7,6 +8,13 @@ import pytest
 os.environ.setdefault("FLOWKIT_FAST", "1")
 # Not by MPLBACKEND: the notebooks' kernels would inherit that, and show no pictures.
 matplotlib.use("Agg")
+
+
+def pytest_configure(config):
+    # The kernels that tests start shall not run the user's own start-up files, nor write into the user's history.
+    profile = tempfile.TemporaryDirectory(prefix="flowkit-ipython-")
+    config.add_cleanup(profile.cleanup)
+    os.environ["IPYTHONDIR"] = profile.name
 
 
 def pytest_addoption(parser):
