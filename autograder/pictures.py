@@ -5,7 +5,7 @@ nothing (an unsolved exercise), and then the reference alone is drawn, with "not
 """
 import numpy as np
 
-from autograder.laws import normal_log_prob
+from autograder.laws import jacobian, normal_log_prob
 from flowkit import plotting
 
 LIMIT = 3.0  # the grid of the picture covers the square from -LIMIT to LIMIT
@@ -115,6 +115,113 @@ def against_reference(key, at, names=("y",), scale=None):
             ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
         ax.set_xlabel("x", fontsize=plotting.FONT), ax.set_ylabel(names[0], fontsize=plotting.FONT)
         ax.legend(fontsize=plotting.FONT, frameon=False)
+        return figure
+
+    return draw
+
+
+def square(ax, matrix, title, limit=None):
+    """A matrix as a coloured square with its numbers."""
+    limit = limit or max(1.0, np.abs(matrix).max())
+    ax.imshow(matrix, cmap="PuOr", vmin=-limit, vmax=limit)
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            ax.text(j, i, f"{value:.2g}" if abs(value) > 5e-4 else "0", ha="center", va="center", fontsize=11,
+                    color="white" if abs(value) > 0.6 * limit else "black")
+    ax.set_title(title, fontsize=plotting.FONT), ax.set_xticks([]), ax.set_yticks([])
+
+
+def matrices(compare=True):
+    """For a linear layer: its Jacobian dz/dx beside the reference's, or beside the product with what inverse does."""
+
+    def linear_map(inputs, outputs, key, at):
+        values = outputs.arrays.get(key)
+        if values is None or values.shape != (inputs[at].size * 4, inputs[at].shape[1]) or not np.isfinite(values).all():
+            return None
+        return jacobian(values, inputs[at].shape)[0]
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(11, 3.8), layout="constrained")
+        axes = figure.subplots(1, 3)
+        mine = linear_map(inputs, outputs, "forward near.z", "x")
+        back = outputs.arrays.get("inverse of forward.x")
+        if compare:
+            theirs = linear_map(inputs, reference, "forward near.z", "x")
+            square(axes[1], theirs, "reference")
+        if mine is None:
+            for ax in axes[:1] if compare else axes:
+                empty(ax, "yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+            if compare:
+                empty(axes[2], "")
+            return figure
+        square(axes[0], mine, "yours: dz/dx")
+        if compare:
+            square(axes[2], mine - theirs, "difference", 1.0)
+            return figure
+        square(axes[1], mine @ mine.T, "W times its transpose\n(the identity for a rotation)")
+        if back is not None and back.shape == inputs["x"].shape:
+            axes[2].scatter(inputs["x"].ravel(), back.ravel(), color=plotting.PALETTE["red"], s=20)
+            axes[2].plot([-4, 4], [-4, 4], ":", color="black")
+            axes[2].set_title("inverse(forward(x)) against x", fontsize=plotting.FONT)
+        else:
+            empty(axes[2], "inverse: nothing to draw")
+        return figure
+
+    return draw
+
+
+def clouds(before, after):
+    """For a normalising layer: the first two columns of a batch before and after, with the unit circle."""
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(11, 3.8), layout="constrained")
+        axes = figure.subplots(1, 3)
+        t = np.linspace(0, 2 * np.pi, 100)
+        mine = outputs.arrays.get(after)
+        for ax, points, title, colour in ((axes[0], inputs[before], "the batch", "sky"), (axes[1], mine, "yours", "blue"),
+                                          (axes[2], reference.arrays[after], "reference", "black")):
+            ax.set_title(title, fontsize=plotting.FONT)
+            if points is None or points.shape != inputs[before].shape or not np.isfinite(points).all():
+                empty(ax, "not solved yet" if unsolved(outputs) else "nothing to draw")
+                continue
+            ax.plot(np.cos(t), np.sin(t), "--", color=plotting.PALETTE["red"])
+            ax.scatter(points[:, 0], points[:, 1], s=10, color=plotting.PALETTE[colour])
+            ax.set_aspect("equal", "datalim")
+        return figure
+
+    return draw
+
+
+def density_on_a_line(x, target, mine):
+    """For a trained flow on the line: the target's density and the flow's, `mine(outputs)` or None."""
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(7, 3.4), layout="constrained")
+        ax = figure.subplots()
+        ax.fill_between(x, target, color="#cccccc", label="target")
+        density = mine(outputs)
+        if density is None:
+            ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+        else:
+            ax.plot(x, density, color=plotting.PALETTE["blue"], linewidth=2, label="the flow that you trained")
+        ax.legend(fontsize=plotting.FONT, frameon=False), ax.set_xlabel("x", fontsize=plotting.FONT)
+        return figure
+
+    return draw
+
+
+def bars(keys, ylabel):
+    """One bar for each output of `keys(inputs)`."""
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(7, 2.8), layout="constrained")
+        ax = figure.subplots()
+        found = {k: float(outputs.arrays[k]) for k in keys(inputs) if k in outputs and np.isfinite(outputs.arrays[k]).all()}
+        if not found:
+            empty(ax, "yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+            return figure
+        ax.bar([k.rsplit(".", 1)[0] for k in found], list(found.values()), color=plotting.PALETTE["blue"], width=0.4)
+        ax.set_ylabel(ylabel, fontsize=plotting.FONT)
         return figure
 
     return draw

@@ -555,7 +555,7 @@ PERMUTE = Exercise(
         wrong("ldj_dims", "shape", "ldj", "`ldj` has one number for each dimension; every row of the batch needs one, shape (B,).", ldj=lambda self, x: torch.zeros(x.shape[1])),
         wrong("ldj_one", "constant", "ldj", "`ldj` is the determinant, 1 in size; its logarithm is asked for.", ldj=lambda self, x: torch.ones(len(x))),
     ),
-    compare=BIJECTION[:3],
+    compare=BIJECTION[:3], picture=pictures.matrices(),
 )
 
 
@@ -646,13 +646,15 @@ def trained_rate(inputs, outputs, reference):
         raise Fail("With lr = 0 the parameters still move: the argument `lr` does not reach the optimiser.")
 
 
+LINE = np.linspace(-6, 6, 2401)
+HUMPS = np.exp(-0.5 * ((LINE[:, None] - [-2.0, 2.0]) / 0.5) ** 2).sum(1) / (2 * 0.5 * np.sqrt(2 * np.pi))
+
+
 def hump_gap(theta):
     """KL(two humps || the trained flow) in nats, by quadrature."""
-    x = np.linspace(-6, 6, 2401)
-    p = np.exp(-0.5 * ((x[:, None] - [-2.0, 2.0]) / 0.5) ** 2).sum(1) / (2 * 0.5 * np.sqrt(2 * np.pi))
     with torch.no_grad(), quiet_world():
-        log_q = HumpFlow(theta).log_prob(tensor(x[:, None])).numpy()
-    return float((p * (np.log(np.maximum(p, 1e-300)) - log_q)).sum() * (x[1] - x[0]))
+        log_q = HumpFlow(theta).log_prob(tensor(LINE[:, None])).numpy()
+    return float((HUMPS * (np.log(np.maximum(HUMPS, 1e-300)) - log_q)).sum() * (LINE[1] - LINE[0]))
 
 
 def trained_humps(inputs, outputs, reference):
@@ -662,6 +664,14 @@ def trained_humps(inputs, outputs, reference):
     gap = hump_gap(theta)
     if not gap < HUMP_GAP:
         raise Fail(f"After 250 batches of a two-humped target the flow is {gap:.3f} nats away from it; under {HUMP_GAP} is asked for.")
+
+
+def trained_density(outputs):
+    theta = outputs.arrays.get("training on two humps.theta")
+    if theta is None or theta.shape != (9,) or not np.isfinite(theta).all():
+        return None
+    with torch.no_grad(), quiet_world():
+        return np.exp(HumpFlow(theta).log_prob(tensor(LINE[:, None])).numpy())
 
 
 def plain_train(flow, batches, lr):
@@ -726,6 +736,7 @@ TRAIN_FLOW = Exercise(
         Misconception("first_batch_only", "order", "value", "Only the first batch is used: the function returns from inside the loop.", looping(first_only=True)),
         Misconception("sign_recorded", "sign", "loss", "The losses written down are log-likelihoods; the training itself goes the right way.", looping(keep=lambda v: -v.item())),
     ),
+    picture=pictures.density_on_a_line(LINE, HUMPS, trained_density),
 )
 
 
@@ -755,15 +766,723 @@ BONUS_STUDY = Exercise(
         Misconception("returns_none", "missing term", "value", "study returns None: the gap is computed but not returned, or not computed.", lambda: (lambda setting: None,)),
         Misconception("returns_losses", "type", "value", "study returns the list of losses; one float is asked for.", lambda: (lambda setting: [0.5, 0.4],)),
     ),
-    features=lambda i, o: {"same": str(_study(o, i) is not None and len(set(_study(o, i))) == 1),
-                           "complaint": str(sorted(k + s.split(";")[0] + s.split("it is")[-1][:10] for k, s in o.complaints().values()))},
+    features=lambda i, o: {"values": study_values(i, o), "complaints": str(sorted(o.complaints().values()))},
+    picture=pictures.bars(lambda inputs: [f"study({int(s)}).result" for s in inputs["settings"]], "gap in nats"),
 )
 
 
-def _study(outputs, inputs):
-    keys = [f"study({int(s)}).result" for s in inputs["settings"]]
-    return [float(outputs.arrays[k]) for k in keys] if all(k in outputs for k in keys) else None
+def study_values(inputs, outputs):
+    """Whether the numbers that came back are one and the same; the numbers themselves are the student's own."""
+    values = [float(outputs.arrays[k]) for s in inputs["settings"] if (k := f"study({int(s)}).result") in outputs]
+    return f"{len(values)} numbers, {len(set(values))} different"
 
 
-FIRST = (COUPLING, MAKE_NET, PERMUTE, TRAIN_FLOW, BONUS_STUDY)
-EXERCISES = FIRST
+# --- additive_coupling -----------------------------------------------------------------------------------------------
+
+def zero_ldj_at(inputs, outputs, prefix=""):
+    laws.moves(inputs, outputs, prefix)
+    ldj = outputs[prefix + "forward.ldj"]
+    if ldj.shape != (B,):
+        raise Fail(f"`ldj` has shape {ldj.shape}; it should be one number for each row, (B,) = {(B,)}.")
+    if (ldj != 0).any():
+        raise Fail("`ldj` is not exactly zero, though a shift stretches nothing.", f"got {laws.point(ldj[:3])}, ...")
+
+
+class PlainAdditive(PlainCoupling):
+    def forward(self, x):
+        x1, x2 = x.chunk(2, -1)
+        shift = self.params(x1)
+        return self.join(x1, self.bend(x2, shift)), self.ldj(shift)
+
+    def inverse(self, z):
+        z1, z2 = z.chunk(2, -1)
+        return torch.cat([z1, self.unbend(z2, self.params(z1))], -1)
+
+    def params(self, x1):
+        return self.net(x1)
+
+    def bend(self, x2, shift):
+        return x2 + shift
+
+    def unbend(self, z2, shift):
+        return z2 - shift
+
+    def ldj(self, shift):
+        return torch.zeros(len(shift))
+
+
+def additive_no_grad(self, x1):
+    with torch.no_grad():
+        return self.net(x1)
+
+
+def additive_from_second(self, x):
+    x1, x2 = x.chunk(2, -1)
+    shift = self.params(x2)
+    return self.join(x1, self.bend(x2, shift)), self.ldj(shift)
+
+
+def additive_inverse_from_second(self, z):
+    z1, z2 = z.chunk(2, -1)
+    return torch.cat([z1, self.unbend(z2, self.params(z2))], -1)
+
+
+def additive_first(self, x):
+    x2, x1 = x.chunk(2, -1)
+    shift = self.params(x1)
+    return torch.cat([self.bend(x2, shift), x1], -1), self.ldj(shift)
+
+
+def additive_inverse_first(self, z):
+    z2, z1 = z.chunk(2, -1)
+    return torch.cat([self.unbend(z2, self.params(z1)), z1], -1)
+
+
+wrong = deviating(PlainAdditive)
+ADDITIVE = Exercise(
+    id="additive_coupling", title="NICE: shift only", minutes=8, difficulty=1,
+    hints=(
+        "It is your `Coupling` with alpha left out: the net has one output for each entry of the second half.",
+        "Nothing is stretched, so what is the logarithm of the determinant? It still needs one entry for each row.",
+    ),
+    inputs=coupling_inputs(1), reference=flowkit_class("coupling", "AdditiveCoupling"),
+    cases=(
+        Case("the first half is passed on", 0.5, both_sizes(first_half_passed_on)),
+        Case("z2 = x2 + net(x1)", 1.5, both_sizes(lambda i, o, p: affine_in_second_half(i, o, p, scaled=False))),
+        Case("ldj is exactly zero, one for each row", 1, both_sizes(zero_ldj_at)),
+        Case("inverse undoes forward, and forward inverse", 1.5, both_sizes(laws.round_trip)),
+        Case("gradients reach the net", 0.5, both_sizes(gradients_reach_net)),
+    ),
+    misconceptions=(
+        wrong("inverse_adds", "sign", "inverse", "inverse adds the shift as forward does: it is applied once more instead of being undone.", unbend=lambda self, z2, shift: z2 + shift),
+        wrong("shift_subtracted", "sign", "forward", "forward subtracts the net's output and inverse adds it; it should be the other way round.", bend=lambda self, x2, shift: x2 - shift, unbend=lambda self, z2, shift: z2 + shift),
+        wrong("forward_subtracts", "sign", "forward", "forward subtracts the net's output, as inverse does.", bend=lambda self, x2, shift: x2 - shift),
+        wrong("forward_multiplies", "wrong function", "forward", "forward multiplies by the net's output instead of adding it.", bend=lambda self, x2, shift: x2 * shift),
+        wrong("inverse_is_identity", "missing function", "inverse", "inverse returns z as it came: nothing is undone.", inverse=lambda self, z: z),
+        wrong("inverse_from_second", "wrong function", "inverse", "inverse feeds the second half to the net; only the first half is the same before and after.", inverse=additive_inverse_from_second),
+        wrong("forward_from_second", "wrong function", "net", "forward feeds the second half to the net; it is the first half that decides the shift.", forward=additive_from_second),
+        wrong("self_conditioned", "wrong function", "net", "The second half is fed to the net in both directions, so it conditions itself and cannot be recovered.", forward=additive_from_second, inverse=additive_inverse_from_second),
+        wrong("halves_swapped", "exchanged", "forward", "The halves are swapped in both directions: the second half is passed on and the first one shifted.", forward=additive_first, inverse=additive_inverse_first),
+        wrong("forward_of_first", "exchanged", "forward", "forward shifts the first half, while inverse changes the second: the halves are swapped in one direction.", forward=additive_first),
+        wrong("inverse_of_first", "exchanged", "inverse", "inverse shifts the first half, while forward changed the second: the halves are swapped in one direction.", inverse=additive_inverse_first),
+        wrong("forward_cat_order", "order", "forward", "In forward, the two halves are joined in the wrong order.", join=lambda self, a, b: torch.cat([b, a], -1)),
+        wrong("ldj_shift", "wrong function", "ldj", "`ldj` adds up the shifts, as if they were logarithms of scales; a shift stretches nothing.", ldj=lambda self, shift: shift.sum(-1)),
+        wrong("ldj_one", "missing function", "ldj", "`ldj` is the determinant, which is 1; its logarithm is asked for.", ldj=lambda self, shift: torch.ones(len(shift))),
+        wrong("ldj_scalar", "shape", "ldj", "`ldj` is a single zero; every row needs its own, shape (B,).", ldj=lambda self, shift: torch.zeros(())),
+        wrong("ldj_no_sum", "shape", "ldj", "`ldj` has one zero for each dimension; every row needs one, shape (B,).", ldj=lambda self, shift: torch.zeros_like(shift)),
+        wrong("net_no_grad", "detached", "net", "The net's output is cut off from the computation graph (no_grad or detach), so the net would never learn.", params=additive_no_grad),
+    ),
+    compare=sized(BIJECTION + ("gradient.along",)), picture=pictures.warp_and_density("D=2 "),
+)
+
+
+# --- act_norm --------------------------------------------------------------------------------------------------------
+
+def act_norm_inputs(rng):
+    shift, scale = 3 * rng.standard_normal(3), np.exp(rng.uniform(-1, 1, 3))
+    return layer_inputs(rng, 3) | {
+        "first": shift + scale * rng.standard_normal((64, 3)), "second": -shift + 2 * scale * rng.standard_normal((64, 3)), "c": rng.standard_normal((B, 3)),
+    }
+
+
+def normalised(z):
+    """Mean zero and variance one, whichever of the two estimates of the variance was used."""
+    return np.abs(z.mean(0)).max() < 1e-3 and np.abs(z.std(0) - 1).max() < 0.02
+
+
+def first_batch_normalised(inputs, outputs, reference):
+    z, x = outputs["first batch.z"], inputs["first"]
+    if z.shape != x.shape:
+        raise Fail(f"For the first batch `z` has shape {z.shape}; it should be {x.shape}.")
+    if not normalised(z):
+        raise Fail("The first batch does not leave with mean zero and variance one in every dimension.",
+                   f"means {laws.point(z.mean(0))}, standard deviations {laws.point(z.std(0))}")
+
+
+def same_numbers(inputs, outputs, key):
+    """Whether `key` maps the second batch as the first one was mapped."""
+    a, b, first, second = inputs["first"], inputs["second"], outputs["first batch.z"], outputs[key]
+    if first.shape != a.shape or second.shape != b.shape:
+        raise Fail(f"`z` has shape {second.shape}; it should be {b.shape}.")
+    i, j = a.argmin(0), a.argmax(0)
+    at = np.arange(a.shape[1])
+    slope = (first[j, at] - first[i, at]) / (a[j, at] - a[i, at])
+    return np.allclose(second, first[i, at] + slope * (b - a[i, at]), atol=1e-4)
+
+
+def second_batch_kept(inputs, outputs, reference):
+    if np.abs(outputs["first batch.z"] - inputs["first"]).max() < 1e-9:
+        raise Fail("The first batch leaves as it came, so there is nothing here to judge yet.")
+    if not same_numbers(inputs, outputs, "second batch.z"):
+        again = " It is normalised anew." if normalised(outputs["second batch.z"]) else ""
+        raise Fail(f"The second batch is not mapped with the numbers that the first one set.{again}")
+
+
+def reload_kept(inputs, outputs, reference):
+    second_batch_kept(inputs, outputs, reference)
+    if not same_numbers(inputs, outputs, "after load_state_dict.z"):
+        again = " It starts again from the batch it sees." if normalised(outputs["after load_state_dict.z"]) else ""
+        raise Fail(f"A layer that was loaded with load_state_dict does not map a batch as the saved one did.{again}")
+
+
+def scale_is_trained(inputs, outputs, reference):
+    sizes = outputs["gradient.sizes"]
+    if sizes.size < 2 * inputs["x"].shape[1] or (sizes <= 0).any():
+        raise Fail("Not every scale and shift is a parameter that gets a gradient.")
+
+
+def ldj_category(inputs, outputs):
+    """The names of the generic faults of ldj, "right", or "other"."""
+    try:
+        found = laws.ldj_faults(inputs, outputs)
+        if found:
+            return "+".join(f[0] for f in found)
+        laws.ldj_is_log_det(inputs, outputs)
+        return "right"
+    except Fail as e:
+        return e.sentence
+
+
+def inverse_category(inputs, outputs, affine):
+    """What inverse does with z, seen with the student's own forward x -> A x + b."""
+    try:
+        z, x = inputs["z"], outputs["inverse.x"]
+        A, b = affine(inputs, outputs)
+    except Fail as e:
+        return e.sentence
+    diagonal = np.diag(np.diag(A))
+    readings = {
+        "right": (z - b) @ np.linalg.pinv(A).T, "identity": z, "forward again": z @ A.T + b, "transposed": (z - b) @ A,
+        "shift last": z @ np.linalg.pinv(A).T - b, "shift added": (z + b) @ np.linalg.pinv(A).T, "scaled again": (z - b) @ A.T, "diagonal only": (z - b) @ np.linalg.pinv(diagonal),
+    }
+    return next((k for k, v in readings.items() if x.shape == v.shape and np.allclose(x, v, atol=1e-4)), "other")
+
+
+def own_affine(inputs, outputs):
+    """A and b of the student's forward, if it is affine."""
+    J, _ = laws.own_jacobian(inputs, outputs)
+    x, z = inputs["x"], outputs["forward.z"]
+    return J.mean(0), (z - np.einsum("bij,bj->bi", J, x)).mean(0)
+
+
+def act_norm_features(inputs, outputs):
+    def of(judge):
+        try:
+            judge(inputs, outputs, None)
+            return "ok"
+        except Fail as e:
+            return e.sentence
+
+    try:
+        z, x = outputs["first batch.z"], inputs["first"]
+        std = x.std(0)
+        readings = {"ok": (x - x.mean(0)) / std, "variance": (x - x.mean(0)) / std**2, "centred only": x - x.mean(0), "scaled only": x / std, "multiplied": (x - x.mean(0)) * std,
+                    "rows": (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), "all": (x - x.mean()) / x.std()}
+        first = next((k for k, v in readings.items() if z.shape == v.shape and np.allclose(z, v, rtol=0.02, atol=0.02)), "other")
+    except Fail as e:
+        first = e.sentence
+    return {"first": first, "second": of(second_batch_kept), "reload": of(reload_kept), "trained": of(scale_is_trained),
+            "ldj": ldj_category(inputs, outputs), "inverse": inverse_category(inputs, outputs, own_affine)}
+
+
+class PlainActNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.scale_shift(dim)
+        self.register_buffer("ready", torch.tensor(False))
+
+    def scale_shift(self, dim):
+        self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def statistics(self, x):
+        return x.mean(0), x.std(0)
+
+    @torch.no_grad()
+    def start(self, x):
+        mean, std = self.statistics(x)
+        self.log_scale.copy_(-std.log())
+        self.shift.copy_(-mean / std)
+
+    def begin(self, x):
+        if not self.ready:
+            self.start(x)
+            self.ready.fill_(True)
+
+    def forward(self, x):
+        self.begin(x)
+        return x * self.log_scale.exp() + self.shift, self.ldj(x)
+
+    def ldj(self, x):
+        return self.log_scale.sum() * torch.ones(len(x))
+
+    def inverse(self, z):
+        return (z - self.shift) * (-self.log_scale).exp()
+
+
+def python_flag(self, x):
+    if not getattr(self, "seen", False):
+        self.start(x)
+        self.seen = True
+
+
+def buffers_only(self, dim):
+    self.register_buffer("log_scale", torch.zeros(dim))
+    self.register_buffer("shift", torch.zeros(dim))
+
+
+@torch.no_grad()
+def start_by_variance(self, x):
+    self.log_scale.copy_(-x.var(0).log())
+    self.shift.copy_(-x.mean(0) / x.var(0))
+
+
+@torch.no_grad()
+def start_unscaled_shift(self, x):
+    self.log_scale.copy_(-x.std(0).log())
+    self.shift.copy_(-x.mean(0))
+
+
+@torch.no_grad()
+def start_multiplied(self, x):
+    self.log_scale.copy_(x.std(0).log())
+    self.shift.copy_(-x.mean(0) * x.std(0))
+
+
+wrong = deviating(PlainActNorm)
+ACT_NORM = Exercise(
+    id="act_norm", title="ActNorm", minutes=15, difficulty=3,
+    hints=(
+        "Two parameters of length `dim` hold scale and shift; a *buffer* (`register_buffer`) remembers that the first batch has been seen, because buffers are saved and loaded with the parameters.",
+        "On the first batch, inside `torch.no_grad()`, choose scale and shift from the batch's mean and standard deviation over dim 0 with `copy_`, then flip the buffer with `fill_(True)`. After that it is an ordinary affine map.",
+    ),
+    inputs=act_norm_inputs, reference=flowkit_class("linear", "ActNorm"),
+    cases=(
+        Case("the first batch leaves with mean 0 and variance 1", 2, first_batch_normalised),
+        Case("the second batch keeps the numbers of the first", 1, second_batch_kept),
+        Case("a loaded layer does not start again", 1, reload_kept),
+        Case("ldj = log|det dz/dx|, one for each row", 2, once(lambda i, o: (laws.shapes(i, o), laws.ldj_is_log_det(i, o)))),
+        Case("inverse undoes forward, and forward inverse", 1, once(laws.round_trip)),
+        Case("scale and shift are trained", 1, scale_is_trained),
+    ),
+    misconceptions=(
+        wrong("every_batch", "state", "state", "Every batch is normalised by its own numbers, as in batch normalisation; only the first batch may set them.", begin=lambda self, x: self.start(x)),
+        wrong("flag_not_saved", "state", "state", "Whether the first batch has been seen is not saved with the layer, so a loaded one starts again; only parameters and buffers are in a state_dict.", begin=python_flag),
+        wrong("variance_for_std", "wrong function", "state", "The first batch is divided by its variance instead of its standard deviation.", start=start_by_variance),
+        wrong("shift_not_scaled", "order", "state", "The shift is chosen as if it came before the scale: after scaling, the mean is not zero.", start=start_unscaled_shift),
+        wrong("multiplied_by_std", "sign", "state", "The first batch is multiplied by its standard deviation instead of being divided by it.", start=start_multiplied),
+        wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std() * torch.ones(x.shape[1]))),
+        wrong("buffers_only", "detached", "parameters", "Scale and shift are not parameters, so they would stay what the first batch made them.", scale_shift=buffers_only),
+        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: where the layer divides by a large number it shrinks space.", ldj=lambda self, x: -self.log_scale.sum() * torch.ones(len(x))),
+        wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_scale.sum()),
+        wrong("ldj_no_sum", "shape", "ldj", "`ldj` still has one number for each dimension: the sum is missing.", ldj=lambda self, x: self.log_scale.expand(len(x), -1)),
+        wrong("ldj_times_batch", "reduction", "ldj", "`ldj` is multiplied by the size of the batch; every row counts once.", ldj=lambda self, x: len(x) * self.log_scale.sum() * torch.ones(len(x))),
+        wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, x: self.log_scale.mean() * torch.ones(len(x))),
+        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero, though the layer scales space.", ldj=lambda self, x: torch.zeros(len(x))),
+        wrong("ldj_det", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, x: self.log_scale.sum().exp() * torch.ones(len(x))),
+        wrong("inverse_order", "order", "inverse", "inverse undoes scale and shift in the order in which forward made them.", inverse=lambda self, z: z * (-self.log_scale).exp() - self.shift),
+        wrong("inverse_scale_sign", "sign", "inverse", "inverse multiplies by the scale once more instead of dividing by it.", inverse=lambda self, z: (z - self.shift) * self.log_scale.exp()),
+        wrong("inverse_shift_sign", "sign", "inverse", "inverse adds the shift once more instead of subtracting it.", inverse=lambda self, z: (z + self.shift) * (-self.log_scale).exp()),
+        wrong("inverse_is_identity", "missing function", "inverse", "inverse returns z as it came.", inverse=lambda self, z: z),
+    ),
+    features=act_norm_features, faults=lambda i, o: laws.ldj_faults(i, o), picture=pictures.clouds("first", "first batch.z"),
+)
+
+
+# --- invertible_linear -----------------------------------------------------------------------------------------------
+
+def linear_inputs(rng):
+    return layer_inputs(rng, 4) | {"noise": rng.integers(2**31)}
+
+
+def is_linear(inputs, outputs, reference=None):
+    laws.moves(inputs, outputs)
+    J, _ = laws.own_jacobian(inputs, outputs)
+    if np.abs(J - J.mean(0)).max() > 1e-3:
+        raise Fail("forward is not linear: its Jacobian is not the same at every point.")
+    A = J.mean(0)
+    if (np.abs(A) < 1e-6).any():
+        i, j = np.argwhere(np.abs(A) < 1e-6)[0]
+        raise Fail(f"With general weights, z[{i}] does not depend on x[{j}]: the matrix should be full.")
+
+
+def few_costs(inputs, outputs, reference):
+    """Nothing of order D^3 for the determinant: none of the functions that factor or invert is called in forward."""
+    is_linear(inputs, outputs)
+    called = [n for n, c in zip(COSTLY, outputs["forward calls"]) if c]
+    if called:
+        raise Fail(f"forward calls {' and '.join(called)}; with the LU form at hand, ldj costs only D additions.")
+
+
+def linear_ldj(inputs, outputs, reference):
+    is_linear(inputs, outputs)
+    laws.shapes(inputs, outputs)
+    laws.ldj_is_log_det(inputs, outputs)
+
+
+def starts_invertible(inputs, outputs, reference):
+    x, z, ldj = inputs["x"], outputs["start.z"], outputs["start.ldj"]
+    if z.shape != x.shape:
+        raise Fail(f"`z` from forward has shape {z.shape}; it should be {x.shape}.")
+    if outputs["parameters"].sum() < x.shape[1] * (x.shape[1] - 1):
+        raise Fail("The layer has too few trainable numbers for L, U and s.")
+    if np.linalg.matrix_rank(z, tol=1e-6) < x.shape[1]:
+        raise Fail("A fresh layer maps space onto something flat: its matrix has no inverse.")
+
+
+def linear_features(inputs, outputs):
+    try:
+        is_linear(inputs, outputs)
+        A, _ = own_affine(inputs, outputs)
+        lower, upper = np.abs(np.triu(A, 1)).max() < 1e-6, np.abs(np.tril(A, -1)).max() < 1e-6
+        shape = "full"
+    except Fail as e:
+        try:
+            A, _ = own_affine(inputs, outputs)
+            lower, upper = np.abs(np.triu(A, 1)).max() < 1e-6, np.abs(np.tril(A, -1)).max() < 1e-6
+            shape = "diagonal" if lower and upper else "lower" if lower else "upper" if upper else "partly"
+        except Fail:
+            shape = e.sentence
+    calls = [n for n, c in zip(COSTLY, outputs.arrays.get("forward calls", ())) if c]
+    trained = "none" if outputs.arrays.get("parameters", np.zeros(0)).sum() == 0 else "some"
+    return {"matrix": shape, "calls": str(bool(calls)), "ldj": ldj_category(inputs, outputs),
+            "inverse": inverse_category(inputs, outputs, own_affine), "trained": trained, "complaints": str(sorted(outputs.complaints().values()))}
+
+
+class PlainLinear(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.lower, self.upper = nn.Parameter(torch.randn(dim, dim) / dim), nn.Parameter(torch.randn(dim, dim) / dim)
+        self.log_s = nn.Parameter(torch.zeros(dim))
+
+    def factors(self):
+        n = len(self.log_s)
+        return self.lower.tril(-1) + torch.eye(n), self.upper.triu(1) + torch.diag(self.log_s.exp())
+
+    def weight(self):
+        lower, upper = self.factors()
+        return lower @ upper
+
+    def forward(self, x):
+        return x @ self.weight().T, self.ldj(x)
+
+    def ldj(self, x):
+        return self.log_s.sum() * torch.ones(len(x))
+
+    def inverse(self, z):
+        return z @ torch.linalg.inv(self.weight()).T
+
+
+wrong = deviating(PlainLinear)
+LINEAR = Exercise(
+    id="invertible_linear", title="An LU-factored linear layer", minutes=15, difficulty=3,
+    hints=(
+        "`tril(-1)` and `triu(1)` cut the strict triangles out of a square parameter; add the identity to the one and `torch.diag(log_s.exp())` to the other.",
+        "The determinant of a product is the product of the determinants, and that of a triangular matrix is its diagonal's product: only log_s is left. For the inverse, `torch.linalg.solve_triangular` undoes one factor after the other (or invert W, which is allowed there).",
+    ),
+    inputs=linear_inputs, reference=flowkit_class("linear", "InvertibleLinear"),
+    cases=(
+        Case("a trainable layer that starts invertible", 1, starts_invertible),
+        Case("z = W x with a full matrix W", 2, is_linear),
+        Case("ldj = log|det W|, one for each row", 2, linear_ldj),
+        Case("ldj costs O(D): no determinant, no inverse in forward", 1, few_costs),
+        Case("inverse undoes forward, and forward inverse", 2, once(laws.round_trip)),
+    ),
+    misconceptions=(
+        wrong("lower_only", "missing term", "forward", "Only the lower triangular factor is used, so W cannot be full.", weight=lambda self: self.factors()[0] * self.log_s.exp()),
+        wrong("upper_only", "missing term", "forward", "Only the upper triangular factor is used, so W cannot be full.", weight=lambda self: self.factors()[1]),
+        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-determinant of the inverse map.", ldj=lambda self, x: -self.log_s.sum() * torch.ones(len(x))),
+        wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_s.sum()),
+        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero, as if W were a rotation; in general it is not.", ldj=lambda self, x: torch.zeros(len(x))),
+        wrong("ldj_det", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, x: self.log_s.sum().exp() * torch.ones(len(x))),
+        wrong("ldj_times_batch", "reduction", "ldj", "`ldj` is multiplied by the size of the batch; every row counts once.", ldj=lambda self, x: len(x) * self.log_s.sum() * torch.ones(len(x))),
+        wrong("ldj_slogdet", "wrong function", "ldj", "`ldj` is right, but it is computed from the full matrix, at a cost of D^3; the LU form gives it for D additions.", ldj=lambda self, x: torch.linalg.slogdet(self.weight())[1] * torch.ones(len(x))),
+        wrong("inverse_transpose", "wrong function", "inverse", "inverse multiplies by the transpose; only for a rotation is that the inverse.", inverse=lambda self, z: z @ self.weight()),
+        wrong("inverse_is_forward", "direction", "inverse", "inverse multiplies by W once more instead of undoing it.", inverse=lambda self, z: z @ self.weight().T),
+        wrong("inverse_is_identity", "missing function", "inverse", "inverse returns z as it came.", inverse=lambda self, z: z),
+    ),
+    features=linear_features, faults=lambda i, o: laws.ldj_faults(i, o), picture=pictures.matrices(compare=False),
+)
+
+
+# --- mix_logit_cdf ---------------------------------------------------------------------------------------------------
+
+def mixture(rng, *shape):
+    weights = rng.dirichlet(3 * np.ones(shape[-1]), shape[:-1])
+    return {"weights": weights, "means": 2 * rng.standard_normal(shape), "log_scales": 0.5 * rng.standard_normal(shape)}
+
+
+def mix_inputs(rng):
+    x = rng.uniform(-5, 5, 12)
+    many = {f"many.{k}": v for k, v in mixture(rng, 5, 2, 3).items()} | {"many.x": 2 * rng.standard_normal((5, 2))}
+    return {"x": x, "near": (x[:, None] + laws.STEP * laws.OFFSETS).ravel(), "far": np.linspace(-30, 30, 121)} | mixture(rng, 4) | many
+
+
+def mix_values(inputs, outputs, reference):
+    laws.expect("y", inputs["x"], outputs["float64.y"], reference["float64.y"], 1e-8)
+    laws.expect("y", inputs["many.x"], outputs["batch.y"], reference["batch.y"], 1e-8, why=" for x of shape (B, d) with parameters (B, d, K)")
+
+
+def mix_slopes(inputs, outputs, reference):
+    """ldj = log dy/dx by differences of the student's own y, entry by entry."""
+    y, ldj = outputs["near.y"], outputs["float64.ldj"]
+    if y.shape != inputs["near"].shape:
+        raise Fail(f"`y` has shape {y.shape} for x of shape {inputs['near'].shape}.")
+    slope = y.reshape(-1, 4) @ laws.WEIGHTS / laws.STEP
+    if (slope <= 0).any():
+        raise Fail("`y` does not increase with x everywhere.")
+    laws.expect("ldj", inputs["x"], ldj, np.log(slope), 1e-5, why=": it should be the logarithm of dy/dx, for each entry of x")
+    if outputs["batch.ldj"].shape != inputs["many.x"].shape:
+        raise Fail(f"For x of shape {inputs['many.x'].shape} `ldj` has shape {outputs['batch.ldj'].shape}; here it is one number for each entry.")
+
+
+def mix_float32(inputs, outputs, reference):
+    mix_values(inputs, outputs, reference)
+    for name in ("y", "ldj"):
+        got, want = outputs[f"float32.{name}"], reference[f"far.{name}"]
+        if got.shape != want.shape:
+            raise Fail(f"`{name}` has shape {got.shape}; it should be {want.shape}.")
+        wrong = ~laws.close(got, want, 1e-4)
+        if wrong.any():
+            i = laws.first_bad(inputs["far"], wrong)
+            raise Fail(f"In float32 `{name}` loses its digits in the tail.", f"x = {inputs['far'][i]:.3g}: expected {want[i]:.5g}, got {got[i]:.5g}")
+
+
+def mix_features(inputs, outputs):
+    raw = {k: outputs.arrays.get(k, np.asarray(str(outputs.complaint(k.split(".")[0])))) for k in ("float64.y", "float64.ldj", "batch.y", "batch.ldj")}
+    reference = FEATURE_REFERENCE(inputs)
+    far = []
+    for name in ("y", "ldj"):
+        got, want = outputs.arrays.get(f"float32.{name}"), reference[f"far.{name}"]
+        far.append("right" if got is not None and got.shape == want.shape and np.isfinite(got).all() and laws.close(got, want, 1e-3).all() else "lost")
+    own = outputs.arrays.get("far.y")
+    if own is None or own.shape != reference["far.y"].shape or not laws.close(np.nan_to_num(own[40:80]), reference["far.y"][40:80], 1e-4).all():
+        far = ["moot"]  # a wrong formula is wrong in the tail as well; only a right one can lose its digits there
+    return raw | {"tail": str(far)}
+
+
+def FEATURE_REFERENCE(inputs):
+    from flowkit.elementwise import mix_logit_cdf
+
+    with quiet_world(), torch.no_grad():
+        y, ldj = mix_logit_cdf(tensor(inputs["far"]), *(tensor(inputs[k]) for k in ("weights", "means", "log_scales")))
+    return {"far.y": y.numpy(), "far.ldj": ldj.numpy()}
+
+
+def stable(x, w, m, s, scaled=lambda x, m, s: (x - m) * torch.exp(-s), logits=True, pdf_scale=True, pdf_logit=True):
+    """The stable formula with one piece left out or exchanged."""
+    u = scaled(x[..., None], m, s)
+    below, above = F.logsigmoid(u), F.logsigmoid(-u)
+    log_cdf, log_rest = torch.logsumexp(w.log() + below, -1), torch.logsumexp(w.log() + above, -1)
+    log_pdf = torch.logsumexp(w.log() + below + above - (s if pdf_scale else 0 * s), -1)
+    return (log_cdf - log_rest if logits else log_cdf.exp()), log_pdf - ((log_cdf + log_rest) if pdf_logit else 0)
+
+
+def function(f):
+    return lambda: (f,)
+
+
+def by_cdf(x, w, m, s):
+    u = (x[..., None] - m) * torch.exp(-s)
+    cdf = (w * torch.sigmoid(u)).sum(-1)
+    pdf = (w * torch.sigmoid(u) * torch.sigmoid(-u) * torch.exp(-s)).sum(-1)
+    return torch.logit(cdf), pdf.log() - cdf.log() - (1 - cdf).log()
+
+
+def mixed_arguments(x, w, m, s):
+    u = (w * (x[..., None] - m) * torch.exp(-s)).sum(-1)
+    return u, (w * torch.exp(-s)).sum(-1).log() + 0 * u
+
+
+def log_of_means(x, w, m, s):
+    y, _ = stable(x, w, m, s)
+    u = (x[..., None] - m) * torch.exp(-s)
+    pdf = (w * (F.logsigmoid(u) + F.logsigmoid(-u) - s)).sum(-1)
+    return y, pdf - torch.logsumexp(w.log() + F.logsigmoid(u), -1) - torch.logsumexp(w.log() + F.logsigmoid(-u), -1)
+
+
+MIX_LOGIT_CDF = Exercise(
+    id="mix_logit_cdf", title="The mixture-of-logistics map", minutes=20, difficulty=4,
+    hints=(
+        "Stay in logarithms: log F is a `torch.logsumexp` of log-weights plus `F.logsigmoid`, and so is log(1 - F), because 1 - sigmoid(u) = sigmoid(-u) and the weights add up to one.",
+        "y = log F - log(1 - F), so dy/dx = F' / F + F' / (1 - F) = F' / (F (1 - F)). The derivative of sigmoid(u) is sigmoid(u) sigmoid(-u), times du/dx.",
+    ),
+    inputs=mix_inputs, reference=flowkit_class("elementwise", "mix_logit_cdf"),
+    cases=(
+        Case("y is the logit of the mixture's CDF", 3, mix_values),
+        Case("ldj = log dy/dx, for each entry", 3, mix_slopes),
+        Case("float32 agrees with float64 from -30 to 30", 2, mix_float32),
+    ),
+    misconceptions=(
+        Misconception("no_logit", "missing function", "value", "`y` is the mixture's CDF itself: the logit is missing, in `y` and in `ldj`.", function(lambda x, w, m, s: stable(x, w, m, s, logits=False, pdf_logit=False))),
+        Misconception("value_no_logit", "missing function", "value", "`y` is the mixture's CDF itself: the logit is missing.", function(lambda x, w, m, s: stable(x, w, m, s, logits=False))),
+        Misconception("ldj_no_logit", "missing term", "ldj", "`ldj` is the log-density of the mixture: the derivative of the logit is missing.", function(lambda x, w, m, s: stable(x, w, m, s, pdf_logit=False))),
+        Misconception("ldj_no_scale", "missing term", "ldj", "In `ldj` the derivative of the inner map (x - mean) exp(-log_scale) is missing.", function(lambda x, w, m, s: stable(x, w, m, s, pdf_scale=False))),
+        Misconception("scale_sign", "sign", "value", "x - mean is multiplied by exp(log_scale); a large scale should make the step wide, not steep.", function(lambda x, w, m, s: stable(x, w, m, -s))),
+        Misconception("scale_not_exp", "missing function", "value", "x - mean is divided by log_scale itself; it is the logarithm of the scale.", function(lambda x, w, m, s: stable(x, w, m, s, scaled=lambda x, m, s: (x - m) / s))),
+        Misconception("scale_forgotten", "missing term", "value", "The scales are not used in y.", function(lambda x, w, m, s: stable(x, w, m, 0 * s))),
+        Misconception("mean_sign", "sign", "value", "The means are added to x instead of being subtracted.", function(lambda x, w, m, s: stable(x, w, -m, s))),
+        Misconception("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign.", function(lambda x, w, m, s: (stable(x, w, m, s)[0], -stable(x, w, m, s)[1]))),
+        Misconception("ldj_det", "missing function", "ldj", "`ldj` is dy/dx itself; its logarithm is asked for.", function(lambda x, w, m, s: (stable(x, w, m, s)[0], stable(x, w, m, s)[1].exp()))),
+        Misconception("ldj_summed", "reduction", "ldj", "`ldj` is summed over the entries of x; here every entry keeps its own.", function(lambda x, w, m, s: (stable(x, w, m, s)[0], stable(x, w, m, s)[1].sum(-1)))),
+        Misconception("ldj_jensen", "order", "ldj", "In `ldj` the logarithms of the components are averaged; the densities must be averaged first, and then their logarithm taken.", function(log_of_means)),
+        Misconception("weights_softmaxed", "extra term", "value", "The weights are put through a softmax, though they are normalised already.", function(lambda x, w, m, s: stable(x, w.softmax(-1), m, s))),
+        Misconception("weights_forgotten", "missing term", "value", "The weights are not used: all components count alike.", function(lambda x, w, m, s: stable(x, torch.ones_like(w) / w.shape[-1], m, s))),
+        Misconception("mixed_arguments", "order", "value", "The components are mixed before the sigmoid; it is the sigmoids that are mixed.", function(mixed_arguments)),
+        Misconception("tail_lost", "wrong function", "value", "The CDF is formed first and its logit taken afterwards: where the CDF rounds to 0 or 1 nothing is left for the logit.", function(by_cdf)),
+    ),
+    features=mix_features, picture=pictures.against_reference("far.y", "far"),
+)
+
+
+# --- mix_coupling ----------------------------------------------------------------------------------------------------
+
+K = 3
+
+
+def mix_coupling_inputs(rng):
+    inputs = {"components": np.array(K)}
+    for prefix in SIZES:
+        D = int(prefix[2])
+        inputs |= layer_inputs(rng, D, prefix) | loss_inputs(rng, D, prefix)
+        net = net_inputs(rng, D // 2, (3 * K + 2) * (D // 2), prefix)
+        inputs |= {k: 0.6 * v if k.endswith(("W2", "b2")) else v for k, v in net.items()}
+    wide = np.stack([np.resize(np.linspace(-2, 2, 5), 33), np.linspace(-8, 8, 33)], 1)
+    return inputs | {"wide": wide, "D=2 grid": pictures.grid()}
+
+
+def component_order(inputs):
+    """The same net with the columns of each of its first three blocks in the order (d, K) instead of (K, d)."""
+    out = dict(inputs)
+    for p in SIZES:
+        d = int(p[2]) // 2
+        block = np.arange(K * d).reshape(d, K).T.ravel()
+        columns = np.concatenate([b * K * d + block for b in range(3)] + [np.arange(3 * K * d, (3 * K + 2) * d)])
+        for group in ("net.", "direction."):
+            for n in ("W2", "b2"):
+                out[f"{p}{group}{n}"] = inputs[f"{p}{group}{n}"][..., columns]
+    return out
+
+
+def mix_formula(inputs, outputs, prefix):
+    kept_and_changed(inputs, outputs, prefix)
+    z = outputs[prefix + "forward.z"]
+    with torch.no_grad(), quiet_world():
+        x = tensor(inputs[prefix + "x"])
+        for variant in (inputs, component_order(inputs)):
+            net = tanh_net({k: tensor(v) for k, v in part(variant, prefix + "net.").items()})
+            (layer,) = flowkit_class("coupling", "MixCoupling")()
+            if np.allclose(layer(net, K).forward(x)[0].numpy(), z, atol=1e-5):
+                return
+    raise Fail("`z` is not the mixture map of x2, scaled by exp(a) and shifted by b, with the parameters that net(x1) gives in the order of the statement.")
+
+
+def mix_wide(inputs, outputs, reference):
+    x, z = inputs["wide"], outputs["float32 forward.z"]
+    if z.shape != x.shape or np.abs(z - x).max() < 1e-9:
+        raise Fail("forward returns x unchanged, so there is nothing here to judge yet.")
+    back = outputs["float32 inverse.x"]
+    if back.shape != x.shape:
+        raise Fail(f"inverse returns shape {back.shape}; it should be {x.shape}.")
+    wrong = ~(np.abs(back - x) < 1e-4 * (1 + np.abs(x))).all(1)
+    if wrong.any():
+        i = laws.first_bad(x, wrong)
+        raise Fail("In float32 inverse(forward(x)) does not give x back, for x2 out to 8 standard deviations.", f"x = {laws.point(x[i])} comes back as {laws.point(back[i])}")
+
+
+class PlainMix(PlainCoupling):
+    def __init__(self, net, components):
+        super().__init__(net)
+        self.K = components
+
+    def params(self, x1):
+        d, out = x1.shape[-1], self.net(x1)
+        logits, means, log_scales = (t.reshape(len(x1), self.K, d).transpose(1, 2) for t in out[:, : 3 * self.K * d].split(self.K * d, -1))
+        a, b = out[:, 3 * self.K * d:].split(d, -1)
+        return self.weights(logits), means, log_scales, a, b
+
+    def weights(self, logits):
+        return logits.softmax(-1)
+
+    def mix(self, x2, w, m, s):
+        return stable(x2, w, m, s)
+
+    def after(self, y, a, b):
+        return y * a.exp() + b
+
+    def before(self, z2, a, b):
+        return (z2 - b) * (-a).exp()
+
+    def ldj(self, slope, a):
+        return (slope + a).sum(-1)
+
+    def forward(self, x):
+        x1, x2 = x.chunk(2, -1)
+        w, m, s, a, b = self.params(x1)
+        y, slope = self.mix(x2, w, m, s)
+        return self.join(x1, self.after(y, a, b)), self.ldj(slope, a)
+
+    def bracket(self):
+        return -1e3, 1e3
+
+    def inverse(self, z):
+        z1, z2 = z.chunk(2, -1)
+        w, m, s, a, b = self.params(z1)
+        target = self.before(z2, a, b)
+        low, high = (torch.full_like(z2, v) for v in self.bracket())
+        for _ in range(80):
+            middle = (low + high) / 2
+            above = self.mix(middle, w, m, s)[0] > target
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return torch.cat([z1, (low + high) / 2], -1)
+
+
+def affine_in_between(self, z):
+    z1, z2 = z.chunk(2, -1)
+    w, m, s, a, b = self.params(z1)
+    return torch.cat([z1, self.before(z2, a, b)], -1)
+
+
+wrong = deviating(PlainMix)
+MIX_COUPLING = Exercise(
+    id="mix_coupling", title="Flow++'s mixture coupling", minutes=25, difficulty=5,
+    hints=(
+        "Split the net's output with `split([K*d, K*d, K*d, d, d], -1)`, bring the first three to shape (B, d, K), and put a softmax on the logits. `forward` is then your `mix_logit_cdf` followed by an affine map, and the two log-slopes add up.",
+        "For `inverse` undo the affine map, then bisect: start from a bracket that surely holds the answer (say -1000 to 1000), halve it 60 to 100 times with `torch.where`, all entries at once.",
+    ),
+    inputs=mix_coupling_inputs, reference=flowkit_class("coupling", "MixCoupling"),
+    cases=(
+        Case("shapes: z (B, D), ldj (B,), x (B, D)", 1, both_sizes(laws.shapes)),
+        Case("the first half is passed on", 1, both_sizes(first_half_passed_on)),
+        Case("z2 = logit MixLogCDF(x2) exp(a) + b", 2, both_sizes(mix_formula)),
+        Case("ldj = log|det dz/dx|", 2, both_sizes(laws.ldj_is_log_det)),
+        Case("inverse undoes forward, and forward inverse", 2, both_sizes(lambda i, o, p: laws.round_trip(i, o, p, tol=1e-5))),
+        Case("the same in float32, out to 8 standard deviations", 1, mix_wide),
+        Case("gradients reach the net", 1, both_sizes(gradients_reach_net)),
+    ),
+    misconceptions=(
+        wrong("no_softmax", "missing function", "net", "The logits are used as weights: the softmax that makes them positive and adds them up to one is missing.", weights=lambda self, logits: logits.abs()),
+        wrong("ldj_no_a", "missing term", "ldj", "`ldj` forgets the scale exp(a) of the affine map that follows the mixture map.", ldj=lambda self, slope, a: slope.sum(-1)),
+        wrong("ldj_only_a", "missing term", "ldj", "`ldj` holds only the affine map's part; the mixture map's log-slope is missing.", ldj=lambda self, slope, a: a.sum(-1)),
+        wrong("ldj_sign", "sign", "ldj", "`ldj` is the log-determinant of the inverse map; its sign is turned.", ldj=lambda self, slope, a: -(slope + a).sum(-1)),
+        wrong("ldj_a_sign", "sign", "ldj", "In `ldj` the affine map's part has the wrong sign.", ldj=lambda self, slope, a: (slope - a).sum(-1)),
+        wrong("ldj_no_sum", "shape", "ldj", NO_SUM, ldj=lambda self, slope, a: slope + a),
+        wrong("ldj_keepdim", "shape", "ldj", "`ldj` has shape (B, 1): the dimension that was summed over is still there, so it is not (B,).", ldj=lambda self, slope, a: (slope + a).sum(-1, keepdim=True)),
+        wrong("ldj_batch_sum", "reduction", "ldj", "`ldj` adds up the whole batch; every row needs its own number, shape (B,).", ldj=lambda self, slope, a: (slope + a).sum()),
+        wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, slope, a: (slope + a).mean(-1)),
+        wrong("no_affine", "missing term", "forward", "The affine map after the mixture map is missing, in both directions.", after=lambda self, y, a, b: y, before=lambda self, z2, a, b: z2, ldj=lambda self, slope, a: slope.sum(-1)),
+        wrong("forward_no_exp", "missing function", "forward", "forward multiplies by a itself; a is the logarithm of the scale.", after=lambda self, y, a, b: y * a + b),
+        wrong("shift_first", "order", "forward", "The affine map shifts before it scales; the shift comes last.", after=lambda self, y, a, b: (y + b) * a.exp(), before=lambda self, z2, a, b: z2 * (-a).exp() - b),
+        wrong("no_logit", "missing function", "forward", "The mixture's CDF is used without its logit.", mix=lambda self, x2, w, m, s: stable(x2, w, m, s, logits=False, pdf_logit=False)),
+        wrong("inverse_a_sign", "sign", "inverse", "In inverse the affine map's scale is applied once more instead of being undone.", before=lambda self, z2, a, b: (z2 - b) * a.exp()),
+        wrong("inverse_order", "order", "inverse", "inverse undoes the affine map in the order in which forward made it.", before=lambda self, z2, a, b: z2 * (-a).exp() - b),
+        wrong("inverse_skips_affine", "missing term", "inverse", "inverse bisects for z2 itself: the affine map has not been undone before.", before=lambda self, z2, a, b: z2),
+        wrong("inverse_no_bisection", "missing function", "inverse", "inverse undoes the affine map only; the mixture map is still there.", inverse=affine_in_between),
+        wrong("bracket_unit", "constant", "inverse", "The bisection looks between 0 and 1 only; x2 can be any real number.", bracket=lambda self: (0.0, 1.0)),
+        wrong("bracket_narrow", "constant", "inverse", "The bisection's bracket is too narrow: points outside it come back as its edge.", bracket=lambda self: (-5.0, 5.0)),
+    ),
+    compare=sized(("forward.z", "forward.ldj", "inverse.x", "gradient.along")) + ("float32 inverse.x",), variants=(component_order,),
+    faults=lambda i, o: laws.ldj_faults(i, o, SIZES), picture=pictures.warp_and_density("D=2 "),
+)
+
+
+EXERCISES = (COUPLING, MAKE_NET, PERMUTE, TRAIN_FLOW, ADDITIVE, ACT_NORM, LINEAR, MIX_LOGIT_CDF, MIX_COUPLING, BONUS_STUDY)
