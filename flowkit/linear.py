@@ -59,6 +59,8 @@ class ActNorm(Transform):
 
     @torch.no_grad()
     def _initialise(self, x):
+        if x.numel() == 0:
+            raise ValueError(f"x must hold a point when it is ActNorm's first batch, got shape {tuple(x.shape)}")
         x = x.reshape(-1, x.shape[-1])
         mean, std = x.mean(0), x.std(0, correction=0)
         # A batch that spoilt the parameters would spoil them for good, so it is refused.

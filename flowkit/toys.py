@@ -207,7 +207,7 @@ _TOYS = {toy.name: toy for toy in (
     Toy("rings", 3.051258, _BOX4, _sample_rings, _log_prob_rings),
     Toy("pinwheel", 2.035272, _BOX5, _sample_pinwheel, _log_prob_pinwheel),
     _gaussians("grid_of_gaussians", 2.837047, [(1.5 * i, 1.5 * j) for i in range(-2, 3) for j in range(-2, 3)], 0.2, _BOX5),
-    _gaussians("two_gaussians", 2.508132, [(-2.0, 0.0), (2.0, 0.0)], 0.6, _BOX5),
+    _gaussians("two_gaussians", 2.508780, [(-1.5, -1.5), (1.5, 1.5)], 0.6, _BOX4),
 )}
 NAMES = tuple(_TOYS)
 
