@@ -7,10 +7,11 @@ from torch import nn
 class MLP(nn.Sequential):
     """A fully connected net (..., d_in) -> (..., d_out) with `activation` after each hidden layer.
 
+    The default is bounded, so far from the data the parameters level off instead of growing without end.
     `zero_last` starts the last layer at zero, so that a coupling starts as the identity (Glow, section 3.3).
     """
 
-    def __init__(self, d_in, d_out, hidden=(64, 64), activation=nn.SiLU, zero_last=False):
+    def __init__(self, d_in, d_out, hidden=(64, 64), activation=nn.Tanh, zero_last=False):
         layers = []
         for a, b in pairwise((d_in, *hidden)):
             layers += [nn.Linear(a, b), activation()]
