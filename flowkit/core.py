@@ -7,7 +7,7 @@ contribution is ldj = log|det dz/dx|, with that sign in every method and in both
 stochastic from data to latent returns a one-sample estimate instead, whose expectation is a lower bound.
 
 Rezende & Mohammed 2015, "Variational Inference with Normalizing Flows", section 3.1; the common contract for
-bijective, surjective and stochastic layers: Nielsen et al. 2020, "SurVAE Flows", section 3.1, table 1.
+bijective, surjective and stochastic layers: Nielsen et al. 2020, "SurVAE Flows", table 1.
 """
 import math
 
@@ -208,9 +208,9 @@ class Flow(nn.Module):
         return x
 
     def sample_and_log_prob(self, n, context=None, bound=False):
-        """`n` points and their log p(x), in one pass from latent to data and differentiable in the transform."""
+        """`n` points and their log p(x), in one pass from latent to data; differentiable (reparameterised)."""
         self._ask(bound)
-        z = self.base.sample((n,))
+        z = self.base.rsample((n,)) if getattr(self.base, "has_rsample", False) else self.base.sample((n,))
         x, ldj = self.transform.inverse_and_ldj(z, *given(context))
         check_finite(type(self.transform).__name__, z, x=x, ldj=ldj)
         return x, self.base.log_prob(z) + ldj

@@ -40,8 +40,8 @@ class Toy:
 
         Far from two_spirals it stops at log 1e-14 = -32.2; off the checkerboard it is -inf.
         """
-        if x.shape[-1:] != (2,):
-            raise ValueError(f"x must have shape (..., 2), got {tuple(x.shape)}")
+        if x.shape[-1:] != (2,) or not x.is_floating_point():
+            raise ValueError(f"x must be a floating-point tensor of shape (..., 2), got {x.dtype} of shape {tuple(x.shape)}")
         points = x.reshape(-1, 2).double().cpu()
         with torch.device("cpu"):
             # In chunks that stay in the cache, since a quadrature makes hundreds of numbers of a point.

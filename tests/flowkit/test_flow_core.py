@@ -56,6 +56,13 @@ def test_any_base_with_a_vector_event(base):
     assert flow.sample(3).shape == (3, 2)
 
 
+def test_a_parametrised_base_gets_gradients():
+    mean = torch.zeros(2, requires_grad=True)
+    points, _ = Flow(Independent(Normal(mean, 1.0), 1), Scale(2.0)).sample_and_log_prob(3)
+    points.sum().backward()
+    assert mean.grad.tolist() == [1.5, 1.5]
+
+
 def test_base_without_a_joint_event_is_refused():
     with pytest.raises(ValueError, match=r"base must have a whole point as its event .* got event_shape \(\) and batch_shape \(2,\)"):
         Flow(Normal(torch.zeros(2), torch.ones(2)), Reverse())
