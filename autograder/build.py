@@ -230,12 +230,13 @@ def executed(nb, fast=False, name="notebook"):
     with tempfile.TemporaryDirectory() as scratch, tqdm(total=code, desc=name, unit="cell", leave=False) as bar:
         client = NotebookClient(
             nb, timeout=SECONDS_A_CELL, kernel_name="python3", record_timing=False, coalesce_streams=True,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # or it remarks on its own connection, on the terminal
             resources={"metadata": {"path": scratch}}, on_cell_executed=lambda **_: bar.update(),
         )
         try:
             client.execute(env=kernel_environment(FLOWKIT_FAST="1" if fast else "0"))
         except CellExecutionError as e:
-            raise SourceError(f"{name}: a cell of the solved notebook raises {e.ename}: {e.evalue}\n{e.traceback}") from None
+            raise SourceError(f"{name}: the solved notebook stops with {e.ename}: {e.evalue}, in the cell\n{at_fault(nb)}") from None
         places = {scratch, str(ROOT), sys.prefix, str(Path.home()) + os.sep}
     nb.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(nb.cells, 1):
@@ -246,10 +247,15 @@ def executed(nb, fast=False, name="notebook"):
     return nb
 
 
+def at_fault(nb):
+    """The text of the cell that raised."""
+    return next(c.source for c in nb.cells if c.cell_type == "code" and any(o.output_type == "error" for o in c.outputs))
+
+
 def kernel_environment(**more):
     """The environment of a kernel that finds this course from any folder."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **more}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path, "PYDEVD_DISABLE_FILE_VALIDATION": "1", **more}
 
 
 def reproducible(output):

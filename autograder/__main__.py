@@ -1,0 +1,54 @@
+"""The commands of the autograder: `python -m autograder grade SUBMITTED --out DIR`."""
+import argparse
+import os
+import sys
+from collections import Counter
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(prog="python -m autograder", description="Grade a class.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    g = commands.add_parser("grade", help="grade a folder of submissions",
+                            description="Grade SUBMITTED/<student>/<assignment>/<assignment>.ipynb. Leaves in DIR: gradebook.db and the rest of an nbgrader "
+                                        "course, grades.csv, feedback/ and report.html. The same command goes on where an earlier one was cut off.")
+    g.add_argument("submitted", metavar="SUBMITTED", help="the folder with one folder for each student")
+    g.add_argument("--out", metavar="DIR", required=True, help="where the results go")
+    g.add_argument("--release", metavar="DIR", default="lessons", help="the released notebooks, NN_topic.ipynb (default: lessons)")
+    g.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help="time limit of one cell (default: 60)")
+    g.add_argument("--seed", metavar="N", type=natural, help="seed of the inputs (default: a fresh one for each DIR)")
+    g.add_argument("--only", metavar="STUDENT", help="grade this student alone")
+    options = parser.parse_args(args)
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small nets are fastest on one thread
+    from autograder import grade
+
+    try:
+        rows = grade.grade(options.submitted, options.out, options.release, options.timeout, options.seed, options.only)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was graded is kept; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    counts = Counter(row["status"] for row in rows)
+    print(f"{len({r['student'] for r in rows})} students: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
+    print(f"{options.out}/report.html")
+    return 0
+
+
+def seconds(text):
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"a time above 0 is expected, not {text}")
+    return value
+
+
+def natural(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 0 is expected, not {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
