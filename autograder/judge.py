@@ -12,6 +12,7 @@ import numpy as np
 
 from autograder.exercise import Fail, Outputs, end
 
+COMPOSED = 24  # programs with two mistakes that are tried, at some 20 ms each, for one diagnosis
 STATUSES = ("ok", "wrong", "unsolved", "manual", "error", "timeout", "memory", "killed", "invalid", "missing")
 
 
@@ -48,24 +49,24 @@ class Bank:
     def __init__(self, exercise, inputs):
         self.exercise, self.inputs, self.cache = exercise, inputs, {}
 
-    def _features(self, key, make, inputs):
+    def _features(self, key, make, variant):
         if key not in self.cache:
+            inputs = self.inputs if variant is None else self.exercise.variants[variant](self.inputs)
+            if key != "reference":  # only the reference's picture is ever drawn
+                inputs = {k: v for k, v in inputs.items() if not k.endswith("grid")}
             out = Outputs(self.exercise.probe(make(), inputs))
             self.cache[key] = (out, features(self.exercise, inputs, out))
         return self.cache[key]
 
     @property
     def reference(self):
-        return self._features("reference", self.exercise.reference, self.inputs)
+        return self._features("reference", self.exercise.reference, None)
 
     def wrong(self, misconception, variant=None):
-        inputs = self.exercise.variants[variant](self.inputs) if variant is not None else self.inputs
-        return self._features((misconception.id, variant), misconception.make, inputs)[1]
+        return self._features((misconception.id, variant), misconception.make, variant)[1]
 
     def right(self, variant=None):
-        if variant is None:
-            return self.reference[1]
-        return self._features(("reference", variant), self.exercise.reference, self.exercise.variants[variant](self.inputs))[1]
+        return self.reference[1] if variant is None else self._features(("reference", variant), self.exercise.reference, variant)[1]
 
     def both(self, a, b, variant=None):
         """Two misconceptions in one program, if they change different methods of one class; else None."""
@@ -75,8 +76,7 @@ class Bank:
         mine, theirs = own_methods(x), own_methods(y)
         if not mine or not theirs or mine & theirs or root(x) is not root(y):
             return None
-        inputs = self.exercise.variants[variant](self.inputs) if variant is not None else self.inputs
-        return self._features((a.id, b.id, variant), lambda: (type("Both", (x, y), {}),), inputs)[1]
+        return self._features((a.id, b.id, variant), lambda: (type("Both", (x, y), {}),), variant)[1]
 
 
 def root(cls):
@@ -160,19 +160,25 @@ def fallback(results, complaints):
 def diagnose(exercise, answers, outputs):
     """[(id, sentence), ...]: the misconceptions or generic faults that explain the outputs, or []."""
     got = features(exercise, answers.inputs, outputs)
-    settings = [None, *range(len(exercise.variants))]
-    for variant in settings:
+    composed = []
+    for variant in (None, *range(len(exercise.variants))):
         right = answers.right(variant)
-        match = {m: {k: same(got[k], w[k]) if k in got and k in w else k not in got and k not in w for k in {*got, *w}}
-                 for m in exercise.misconceptions for w in [answers.wrong(m, variant)]}
+        off = {k for k in got if k not in right or not same(got[k], right[k])}
+        wrongs = {m: answers.wrong(m, variant) for m in exercise.misconceptions}
+        match = {m: {k for k in got if k in w and same(got[k], w[k])} for m, w in wrongs.items()}
         for m, keys in match.items():
-            if all(keys.values()):
+            if keys == got.keys() == wrongs[m].keys():
                 return [(m.id, m.sentence)]
-        off = [k for k in got if k not in right or not same(got[k], right[k])]
-        fits = [m for m in match if consistent(m, match[m], answers.wrong(m, variant), right, off)]
+        changed = {m: {k for k in w if k not in right or not same(w[k], right[k])} for m, w in wrongs.items()}
+        fits = [m for m in match if changed[m] & off and changed[m] <= match[m]]
         for a, b in itertools.combinations(fits, 2):
-            if all(match[a].get(k) or match[b].get(k) for k in off):
+            if off <= match[a] | match[b]:
                 return [(a.id, a.sentence), (b.id, b.sentence)]
+        # Two mistakes that meet in one output can only be recognised by making both at once. Worth a try are those
+        # that change nothing which is right, one of which shows somewhere.
+        suspects = [m for m in match if changed[m] and changed[m] <= off]
+        composed += [(len(off & (match[a] | match[b])), variant, a, b) for a, b in itertools.combinations(suspects, 2)
+                     if off & (match[a] | match[b]) and off <= changed[a] | changed[b]]
     if exercise.faults is not None:
         try:
             found = exercise.faults(answers.inputs, outputs)
@@ -180,15 +186,13 @@ def diagnose(exercise, answers, outputs):
             found = []  # the outputs that the generic faults read are not there; the law that broke will speak
         if found:
             return [(name, sentence) for name, _, _, sentence in found]
-    for variant in settings:
-        for a, b in itertools.combinations(exercise.misconceptions, 2):
-            both = answers.both(a, b, variant)
-            if both is not None and both.keys() == got.keys() and all(same(got[k], both[k]) for k in got):
+    tried = 0
+    for _, variant, a, b in sorted(composed, key=lambda c: -c[0]):
+        both = answers.both(a, b, variant)
+        if both is not None:
+            if both.keys() == got.keys() and all(same(got[k], both[k]) for k in got):
                 return [(a.id, a.sentence), (b.id, b.sentence)]
+            tried += 1
+            if tried == COMPOSED:
+                break
     return []
-
-
-def consistent(misconception, keys, wrong, right, off):
-    """A misconception may be half of a pair if all outputs that it changes are as it changes them."""
-    changed = [k for k in wrong if k not in right or not same(wrong[k], right[k])]
-    return bool(changed) and all(keys.get(k) for k in changed) and any(k in off for k in changed)

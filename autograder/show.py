@@ -6,8 +6,8 @@
         ...
         return figure
 
-The function runs at once and what it returns is displayed; while an exercise that it needs is unsolved, a frame that
-says which one stands in the picture's place, so "Run All" goes through.
+The function runs at once and what it returns is displayed. While an exercise that it needs is unsolved, a frame that
+says which one stands in the picture's place, so "Run All" goes through; the same if a flow's numbers overflow.
 """
 
 
@@ -16,7 +16,10 @@ def show(draw):
     try:
         result = draw()
     except NotImplementedError as e:
-        result = placeholder(str(e) or "an exercise")
+        result = placeholder(f"yours: not solved yet\n({e or 'an exercise is missing'})")
+    except FloatingPointError as e:
+        # A flow whose numbers ran away is an experience worth having, not a reason to stop the notebook.
+        result = placeholder(f"the numbers ran away:\n{e}")
     if result is not None:
         from IPython.display import display
 
@@ -24,10 +27,10 @@ def show(draw):
 
 
 def placeholder(message):
-    """An empty frame: yours, not solved yet, and the exercise that is missing."""
+    """An empty frame with a message, in a picture's place."""
     from autograder.pictures import empty
     from flowkit import plotting
 
     figure = plotting.Picture(figsize=(7, 2.2), layout="constrained")
-    empty(figure.subplots(), f"yours: not solved yet\n({message})")
+    empty(figure.subplots(), message)
     return figure

@@ -6,6 +6,8 @@ moves and the picture is drawn anew.
 import contextlib
 import time
 
+from tqdm.auto import tqdm
+
 
 def batches(sample, steps, size, draw=None, pause=1.0, label="training"):
     """Yield `steps` fresh batches `sample(size)`, with a progress bar.
@@ -13,17 +15,20 @@ def batches(sample, steps, size, draw=None, pause=1.0, label="training"):
     `draw(step) -> Figure`, if given, is shown at the start, at most every `pause` seconds after that, and at the end.
     Without IPython there is no picture, only the bar.
     """
-    from tqdm.auto import tqdm
-
     picture = Canvas() if draw is not None else None
     last = -float("inf")
-    for step in tqdm(range(steps), desc=label, leave=False):
+    for step in bar(range(steps), label):
         if picture and time.monotonic() - last > pause:
             picture.show(draw(step))
             last = time.monotonic()
         yield sample(size)
     if picture:
         picture.show(draw(steps))
+
+
+def bar(items, label):
+    """`items` with a progress bar that goes away when it is done."""
+    return tqdm(items, desc=label, leave=False)
 
 
 class Canvas:

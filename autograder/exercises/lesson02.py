@@ -902,8 +902,9 @@ def first_batch_normalised(inputs, outputs, reference):
 def same_numbers(inputs, outputs, key):
     """Whether `key` maps the second batch as the first one was mapped."""
     a, b, first, second = inputs["first"], inputs["second"], outputs["first batch.z"], outputs[key]
-    if first.shape != a.shape or second.shape != b.shape:
-        raise Fail(f"`z` has shape {second.shape}; it should be {b.shape}.")
+    for z, x in ((first, a), (second, b)):
+        if z.shape != x.shape:
+            raise Fail(f"`z` has shape {z.shape}; it should be {x.shape}.")
     i, j = a.argmin(0), a.argmax(0)
     at = np.arange(a.shape[1])
     slope = (first[j, at] - first[i, at]) / (a[j, at] - a[i, at])
@@ -911,7 +912,8 @@ def same_numbers(inputs, outputs, key):
 
 
 def second_batch_kept(inputs, outputs, reference):
-    if np.abs(outputs["first batch.z"] - inputs["first"]).max() < 1e-9:
+    z, x = outputs["first batch.z"], inputs["first"]
+    if z.shape == x.shape and np.abs(z - x).max() < 1e-9:
         raise Fail("The first batch leaves as it came, so there is nothing here to judge yet.")
     if not same_numbers(inputs, outputs, "second batch.z"):
         again = " It is normalised anew." if normalised(outputs["second batch.z"]) else ""
@@ -995,7 +997,7 @@ class PlainActNorm(nn.Module):
         self.log_scale, self.shift = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
 
     def statistics(self, x):
-        return x.mean(0), x.std(0)
+        return x.mean(0), x.std(0, correction=0)
 
     @torch.no_grad()
     def start(self, x):
@@ -1070,7 +1072,7 @@ ACT_NORM = Exercise(
         wrong("variance_for_std", "wrong function", "state", "The first batch is divided by its variance instead of its standard deviation.", start=start_by_variance),
         wrong("shift_not_scaled", "order", "state", "The shift is chosen as if it came before the scale: after scaling, the mean is not zero.", start=start_unscaled_shift),
         wrong("multiplied_by_std", "sign", "state", "The first batch is multiplied by its standard deviation instead of being divided by it.", start=start_multiplied),
-        wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std() * torch.ones(x.shape[1]))),
+        wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std(correction=0) * torch.ones(x.shape[1]))),
         wrong("buffers_only", "detached", "parameters", "Scale and shift are not parameters, so they would stay what the first batch made them.", scale_shift=buffers_only),
         wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: where the layer divides by a large number it shrinks space.", ldj=lambda self, x: -self.log_scale.sum() * torch.ones(len(x))),
         wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_scale.sum()),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from autograder.probes.record import (
-    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float,
+    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float, unpack,
 )
 
 SIZES = ("D=2 ", "D=6 ")
@@ -73,7 +73,7 @@ def gradients(record, step, make_layer, inputs):
     """The gradient of `scalar_loss` in the net's weights, by autograd, and the loss at nudged weights."""
 
     def loss(w):
-        z, ldj = make_layer(w).forward(tensor(inputs["x"]))
+        (z, _), (ldj, _) = unpack(step + "forward", make_layer(w).forward(tensor(inputs["x"])), "z", "ldj")
         return scalar_loss(z, ldj, inputs)
 
     def along():
@@ -129,9 +129,7 @@ def make_net(objects, inputs):
             else:
                 out = net(x)
             if type(out) in (tuple, list) and len(out) == 2:
-                for o in out:
-                    if not isinstance(o, torch.Tensor):
-                        raise Complaint(f"the net should return tensors; it returned {describe(o)}")
+                for o, _ in unpack("the net", out, "alpha", "mu"):
                     if o.shape != (len(x), 1):
                         raise Complaint(f"alpha and mu should each have shape (B, 1) = ({len(x)}, 1); one has shape {tuple(o.shape)}")
                 out = torch.cat(list(out), -1)
@@ -294,7 +292,7 @@ def act_norm(objects, inputs):
 
         def trained():
             params = [p for p in layer.parameters() if p.requires_grad] if isinstance(layer, nn.Module) else []
-            z, ldj = layer.forward(tensor(inputs["x"]))
+            (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(inputs["x"])), "z", "ldj")
             loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
             if not (params and loss.requires_grad):
                 return torch.zeros(0)
@@ -331,9 +329,10 @@ def invertible_linear(objects, inputs):
         layer = record.run("construction", lambda: InvertibleLinear(dim))
 
         def start():
+            result = layer.forward(tensor(inputs["x"]))
             if not isinstance(layer, nn.Module):
-                raise Complaint(f"InvertibleLinear should be an nn.Module; it is {describe(layer)}")
-            return layer.forward(tensor(inputs["x"]))
+                raise Complaint(f"InvertibleLinear should be an nn.Module, so that its weights can be trained; it is {describe(layer)}")
+            return result
 
         record.many("start", start, "z", "ldj")
         noise = torch.Generator().manual_seed(int(inputs["noise"]))

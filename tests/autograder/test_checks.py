@@ -1,0 +1,233 @@
+"""What a check says of right, wrong and nonsensical answers to every exercise."""
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from autograder import exercise, judge, render
+from tests.autograder.rights import RIGHT, EvenOdd, OtherHalf
+
+IDS = list(exercise.registry())
+
+
+def verdict(name, objects, seed=0):
+    e = exercise.get(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return judge.judge(e, seed, e.probe(objects, judge.bank(e, seed).inputs))
+
+
+def reasons(v):
+    return [(c.name, c.sentence, c.example) for c in v.cases if c.sentence]
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("seed", [0, 7, 2026])
+def test_reference_gets_full_points(name, seed):
+    v = verdict(name, exercise.get(name).reference(), seed)
+    assert v.status == "ok" and v.score == v.points, reasons(v)
+
+
+@pytest.mark.parametrize("name, objects", [pytest.param(n, o, id=f"{n}-{i}") for n in IDS for i, o in enumerate(RIGHT[n])])
+def test_a_right_answer_passes_however_it_is_written(name, objects):
+    for seed in (0, 5):
+        v = verdict(name, objects, seed)
+        assert v.status == "ok" and v.score == v.points, reasons(v)
+
+
+@pytest.mark.parametrize("name, mistake", [pytest.param(n, m, id=f"{n}-{m.id}") for n in IDS for m in exercise.get(n).misconceptions])
+def test_every_misconception_loses_points_and_is_named(name, mistake):
+    for seed in (0, 3):
+        v = verdict(name, mistake.make(), seed)
+        assert v.score < v.points
+        assert v.diagnosis == (mistake.id,) and v.sentences == (mistake.sentence,), (v.diagnosis, v.sentences)
+
+
+@pytest.mark.parametrize("layer", [OtherHalf, EvenOdd])
+def test_another_partition_loses_only_the_case_that_asks_for_the_first_half(layer):
+    v = verdict("coupling", (layer,))
+    assert [c.name for c in v.cases if c.earned < c.points] == ["the first half is passed on"]
+
+
+def test_an_ldj_of_shape_b_1_fails_and_says_so():
+    (mistake,) = [m for m in exercise.get("coupling").misconceptions if m.id == "ldj_no_sum"]
+    v = verdict("coupling", mistake.make())
+    assert v.score < v.points and "(B, 1)" in v.sentences[0] and "(8, 1)" in v.cases[0].sentence
+
+
+class Identity:
+    def __init__(self, *args):
+        pass
+
+    def forward(self, x):
+        return x, torch.zeros(len(x))
+
+    def inverse(self, z):
+        return z
+
+
+def test_returning_the_input_is_not_an_answer():
+    """Laws alone hold for a layer that does nothing; it may keep the point for shapes, and no more."""
+    for name in ("coupling", "permute", "additive_coupling", "act_norm", "invertible_linear", "mix_coupling"):
+        v = verdict(name, (Identity,))
+        assert v.score <= 1 and v.status == "wrong", (name, v.score, reasons(v))
+
+
+def test_two_mistakes_in_one_program_are_both_named():
+    from autograder.exercises.lesson02 import PlainCoupling
+
+    both = type("Two", (PlainCoupling,), {"unbend": lambda self, z2, a, m: (z2 - m) * a.exp(), "ldj": lambda self, a: a.sum()})
+    v = verdict("coupling", (both,))
+    assert set(v.diagnosis) == {"inverse_alpha_sign", "ldj_batch_sum"}, v.diagnosis
+
+
+def test_a_fault_in_an_unusual_parametrisation_is_named():
+    """alpha softly bounded: no misconception has these numbers, but the Jacobian of the student's own forward tells."""
+    from autograder.exercises.lesson02 import PlainCoupling
+
+    class Bounded(PlainCoupling):
+        def params(self, x1):
+            alpha, mu = self.net(x1).chunk(2, -1)
+            return 2 * torch.tanh(alpha / 2), mu
+
+    for override, expected in (({"ldj": lambda s, a: -a.sum(-1)}, ("ldj_sign",)), ({"ldj": lambda s, a: a}, ("ldj_no_sum",)),
+                               ({"ldj": lambda s, a: a.mean(-1)}, ("ldj_mean",)), ({"ldj": lambda s, a: -a.sum()}, ("ldj_sign", "ldj_batch_sum"))):
+        v = verdict("coupling", (type("Faulty", (Bounded,), override),))
+        assert v.diagnosis == expected and v.score < v.points
+
+
+def test_mistakes_are_named_with_mu_before_alpha_too():
+    from autograder.exercises.lesson02 import PlainCoupling
+
+    class MuFirst(PlainCoupling):
+        def params(self, x1):
+            mu, alpha = self.net(x1).chunk(2, -1)
+            return alpha, mu
+
+        def unbend(self, z2, alpha, mu):
+            return (z2 - mu) * alpha.exp()
+
+    assert verdict("coupling", (MuFirst,)).diagnosis == ("inverse_alpha_sign",)
+
+
+# --- nonsense --------------------------------------------------------------------------------------------------------
+
+class Hostile:
+    __class__ = torch.Tensor
+
+    def __eq__(self, other):
+        raise RuntimeError("eq")
+
+    def __array__(self, *a, **k):
+        raise RuntimeError("array")
+
+    def __len__(self):
+        return -1
+
+    def __getattr__(self, name):
+        raise RuntimeError("attribute")
+
+    def __repr__(self):
+        raise RuntimeError("repr")
+
+    __str__ = __repr__
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise RuntimeError("str")
+
+
+def generator():
+    yield 1
+
+
+def raising(error):
+    def f():
+        raise error
+    return f
+
+
+NONSENSE = {
+    "None": lambda: None, "a tuple of three": lambda: (torch.zeros(8, 2), torch.zeros(8), 3), "one tensor": lambda: torch.zeros(8, 2),
+    "numpy": lambda: (np.zeros((8, 2)), np.zeros(8)), "integers": lambda: (1, 2), "an int": lambda: 3, "a string": lambda: "z",
+    "a generator": generator, "NaN": lambda: (torch.full((8, 2), math.nan), torch.zeros(8)), "infinity": lambda: (torch.zeros(8, 2), torch.full((8,), math.inf)),
+    "ragged": lambda: (torch.zeros(3), [torch.zeros(2)]), "another device": lambda: (torch.zeros(8, 2, device="meta"), torch.zeros(8, device="meta")),
+    "hostile": Hostile, "a pair of hostiles": lambda: (Hostile(), Hostile()), "complex": lambda: (torch.zeros(8, 2, dtype=torch.complex64), torch.zeros(8)),
+    "sparse": lambda: (torch.zeros(8, 2).to_sparse(), torch.zeros(8)), "empty": lambda: (torch.zeros(0), torch.zeros(0)), "scalars": lambda: (torch.zeros(()), torch.zeros(())),
+    "huge": lambda: (torch.zeros(1).expand(10**7), torch.zeros(8)), "integers in tensors": lambda: (torch.ones(8, 2, dtype=torch.long), torch.ones(8, dtype=torch.long)),
+    "booleans": lambda: (torch.ones(8, 2, dtype=torch.bool), torch.ones(8, dtype=torch.bool)), "half": lambda: (torch.ones(8, 2, dtype=torch.float16), torch.ones(8, dtype=torch.bfloat16)),
+    "exit": raising(SystemExit(3)), "an exception": raising(ValueError("of mine")), "an unprintable exception": raising(Unprintable()),
+    "a recursion": raising(RecursionError("deep")), "a generator exit": raising(GeneratorExit()), "a base exception": raising(BaseException("base")),
+}
+
+
+def answer(name, make):
+    """An answer to the exercise that returns nonsense wherever it returns something."""
+    if name in ("make_net", "train_flow", "mix_logit_cdf", "bonus_study"):
+        return lambda *a, **k: make()
+    methods = {"forward": lambda self, x: make(), "inverse": lambda self, z: make(), "__init__": lambda self, *a: None}
+    return type("Nonsense", (), methods)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_nonsense_gets_one_clear_sentence(name):
+    for what, make in NONSENSE.items():
+        if name == "bonus_study" and what == "an int":
+            continue  # an int is a number, and the case that asks for an effect of the setting fails it
+        v = verdict(name, (answer(name, make),))
+        assert v.score < v.points and v.status in ("wrong", "error"), (what, v)
+        assert v.sentences and all(s.strip() and "\n" not in s and "Traceback" not in s for s in v.sentences), (what, v.sentences)
+        assert render.text(v) and render.page(v)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_what_is_no_answer_at_all(name):
+    for thing in (None, 3, "text", Hostile, type("Empty", (), {}), lambda: None, torch.zeros(3), Unprintable):
+        v = verdict(name, (thing,))
+        assert v.score == 0 and v.sentences, (thing, v)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_stub_is_unsolved(name):
+    v = verdict(name, (answer(name, raising(NotImplementedError(f"exercise {name}"))),))
+    assert v.status == "unsolved" and v.score == 0 and not v.sentences
+    assert "not solved yet" in render.text(v)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_keyboard_interrupt_is_the_persons_own(name):
+    with pytest.raises(KeyboardInterrupt):
+        verdict(name, (answer(name, raising(KeyboardInterrupt())),))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pictures_are_drawn_for_any_answer(name):
+    e = exercise.get(name)
+    answers = judge.bank(e, 0)
+    for objects in (e.reference(), e.misconceptions[0].make(), (answer(name, lambda: None),), (answer(name, raising(NotImplementedError())),)):
+        arrays = e.probe(objects, answers.inputs)
+        png = render.picture(e, answers, arrays)
+        assert png is None or png.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_inputs_are_not_changed_and_outputs_repeat(name):
+    """A probe leaves the judge's inputs as they were, and gives the same arrays twice."""
+    e = exercise.get(name)
+    inputs = e.draw(1)
+    before = {k: v.copy() for k, v in inputs.items()}
+    first, second = (e.probe(e.reference(), inputs) for _ in range(2))
+    assert all(np.array_equal(inputs[k], before[k]) for k in before)
+    assert first.keys() == second.keys() and all(np.array_equal(first[k], second[k], equal_nan=first[k].dtype.kind == "f") for k in first)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_records_are_complete(name):
+    e = exercise.get(name)
+    assert e.points > 0 and e.minutes > 0 and e.title and all(len(h) > 40 for h in e.hints)
+    assert len(e.misconceptions) >= 3 and e.picture is not None
+    for m in e.misconceptions:
+        assert m.sentence.endswith(".") and len(m.sentence) < 220
