@@ -15,6 +15,7 @@ _NAMES = {
     "toys": (),
     "plotting": (),
     "settings": (),
+    "live": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, *_NAMES]

@@ -43,8 +43,11 @@ def _nll(flow, x):
     return -log_prob.mean()
 
 
-def fit(flow, data, steps=2000, batch_size=512, lr=1e-3, clip=10.0, progress=True, on_step=None):
+def fit(flow, data, steps=2000, batch_size=256, lr=2e-3, clip=10.0, progress=True, on_step=None):
     """Fit `flow` by Adam on -mean log q(x), with a learning rate that falls to zero along a cosine.
+
+    The gradient's norm is cut at `clip`: one rare point can have a gradient thousands of times the usual, and
+    Adam would remember it for a thousand steps.
 
     `flow`: a module with log_prob. `data`: a function n -> batch (n, D), such as a toy's `sample`, or a tensor of
     points (N, D), of which each step draws `batch_size` at random. `on_step(step, history)` is called after each
