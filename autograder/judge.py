@@ -53,7 +53,7 @@ class Bank:
         if key not in self.cache:
             inputs = self.inputs if variant is None else self.exercise.variants[variant](self.inputs)
             if key != "reference":  # only the reference's picture is ever drawn
-                inputs = {k: v for k, v in inputs.items() if not k.endswith("grid")}
+                inputs = {k: v for k, v in inputs.items() if not k.endswith(("grid", "grid lines"))}
             out = Outputs(self.exercise.probe(make(), inputs))
             self.cache[key] = (out, features(self.exercise, inputs, out))
         return self.cache[key]

@@ -12,11 +12,12 @@ LIMIT = 3.0  # the grid of the picture covers the square from -LIMIT to LIMIT
 LINES, CELLS = 13, 48  # grid lines each way, with CELLS points on each; CELLS x CELLS points of density
 
 
-def grid():
-    """The points (N, 2) that a 2D layer is drawn from: the grid lines first, then the cells of the density."""
+def grid(prefix=""):
+    """The inputs "grid" (N, 2) that a 2D layer is drawn from, the grid lines first, then the cells of the density; and "grid lines"."""
     t, lines = np.linspace(-LIMIT, LIMIT, CELLS), np.linspace(-LIMIT, LIMIT, LINES)
     across = np.stack(np.broadcast_arrays(t[None, :], lines[:, None]), -1)
-    return np.concatenate([across.reshape(-1, 2), across[..., ::-1].reshape(-1, 2), cells()])
+    lines = np.concatenate([across.reshape(-1, 2), across[..., ::-1].reshape(-1, 2)])
+    return {f"{prefix}grid": np.concatenate([lines, cells()]), f"{prefix}grid lines": np.array(len(lines))}
 
 
 def cells():
@@ -24,14 +25,18 @@ def cells():
 
 
 def usable(outputs, prefix):
-    """The grid's images z (2 * LINES, CELLS, 2) and log-density (CELLS, CELLS) of a layer, or None."""
-    z, ldj = outputs.arrays.get(prefix + "picture.z"), outputs.arrays.get(prefix + "picture.ldj")
-    n = 2 * LINES * CELLS
-    if z is None or ldj is None or z.shape != (n + CELLS**2, 2) or ldj.size != len(z) or not np.isfinite(z).all():
-        return None
-    with np.errstate(over="ignore"):
-        density = np.exp(np.minimum(normal_log_prob(z[n:]) + ldj.reshape(-1)[n:], 20))
-    return z[:n].reshape(2 * LINES, CELLS, 2), np.nan_to_num(density.reshape(CELLS, CELLS), nan=0.0)
+    """What a layer did to the grid: its image z, its way there and back x (2 * LINES, CELLS, 2), the density; None where unusable."""
+    lines, n = (2 * LINES, CELLS, 2), 2 * LINES * CELLS
+    z, ldj, back = (outputs.arrays.get(prefix + k) for k in ("picture.z", "picture.ldj", "picture back.x"))
+    if z is not None and (z.shape != (n + CELLS**2, 2) or not np.isfinite(z).all()):
+        z = None
+    if back is not None and (back.shape != (n, 2) or not np.isfinite(back).all()):
+        back = None
+    density = None
+    if z is not None and ldj is not None and ldj.size == len(z):
+        logs = np.minimum(normal_log_prob(z[n:]) + ldj.reshape(-1)[n:], 20)
+        density = np.exp(np.where(np.isfinite(logs), logs, -np.inf)).reshape(CELLS, CELLS)
+    return None if z is None else z[:n].reshape(lines), None if back is None else back.reshape(lines), density
 
 
 def empty(ax, text):
@@ -42,41 +47,50 @@ def empty(ax, text):
 
 
 def warp_and_density(prefix=""):
-    """For a 2D layer: the square grid carried to latent space, and the density that the layer pulls a normal back to."""
+    """For a 2D layer: the square grid carried to latent space, there and back again, and the density of the data."""
 
     def draw(inputs, outputs, reference):
         theirs, mine = usable(reference, prefix), usable(outputs, prefix)
-        figure = plotting.Picture(figsize=(11, 7.4), layout="constrained")
-        axes = figure.subplots(2, 3)
+        figure = plotting.Picture(figsize=(9, 8.4))  # laid out by hand: the automatic layout costs more than the drawing
+        axes = figure.subplots(3, 3, gridspec_kw={"left": 0.05, "right": 0.99, "top": 0.95, "bottom": 0.05, "wspace": 0.04, "hspace": 0.16})
         for ax, title in zip(axes[0], ("yours", "reference", "difference")):
             ax.set_title(title, fontsize=plotting.FONT + 2)
-        axes[0, 0].set_ylabel("grid in latent space", fontsize=plotting.FONT)
-        axes[1, 0].set_ylabel("density of the data", fontsize=plotting.FONT)
-        extent = np.abs(theirs[0]).max() * 1.05
-        box, square = (-extent, extent) * 2, (-LIMIT, LIMIT) * 2
-        top = theirs[1].max()
-        for column, picture in ((0, mine), (1, theirs)):
-            if picture is None:
-                reason = "not solved yet" if unsolved(outputs) else "nothing to draw:\nsee the cases above"
-                empty(axes[0, column], reason), empty(axes[1, column], reason)
+        for ax, name in zip(axes[:, 0], ("grid in latent space", "there and back", "density of the data")):
+            ax.set_ylabel(name, fontsize=plotting.FONT)
+        reason = "not solved yet" if unsolved(outputs) else "nothing to draw"
+        for row in (0, 1):
+            # A few points are carried very far; the frame is for the others.
+            low, high = np.quantile(theirs[row].reshape(-1, 2), [0.02, 0.98], axis=0)
+            margin = 0.15 * (high - low)
+            box = np.stack([low - margin, high + margin], 1).ravel()
+            grid_lines(axes[row, 1], theirs[row], box, "black")
+            if mine[row] is None:
+                empty(axes[row, 0], reason), empty(axes[row, 2], "")
                 continue
-            plotting.warped_grid(axes[0, column], picture[0], box, plotting.PALETTE["blue" if column == 0 else "black"])
-            axes[1, column].imshow(picture[1], extent=square, origin="lower", cmap="cividis", vmin=0, vmax=top)
-        if mine is None:
-            empty(axes[0, 2], ""), empty(axes[1, 2], "")
+            grid_lines(axes[row, 0], mine[row], box, "blue")
+            between = np.stack([theirs[row], mine[row]], 2)[:, ::6].reshape(-1, 2, 2)  # reference point -> your point
+            grid_lines(axes[row, 2], theirs[row], box, "#bbbbbb")
+            grid_lines(axes[row, 2], between, box, "red")
+            axes[row, 2].set_xlabel(f"largest {np.abs(mine[row] - theirs[row]).max():.2g}", fontsize=plotting.FONT)
+        top = theirs[2].max()
+        view = {"extent": (-LIMIT, LIMIT) * 2, "origin": "lower", "aspect": "auto"}
+        axes[2, 1].imshow(theirs[2], cmap="cividis", vmin=0, vmax=top, **view)
+        if mine[2] is None:
+            empty(axes[2, 0], reason), empty(axes[2, 2], "")
         else:
-            between = np.stack([theirs[0], mine[0]], 2)[:, ::6].reshape(-1, 2, 2)  # reference point -> your point
-            plotting.warped_grid(axes[0, 2], theirs[0], box, "#bbbbbb")
-            plotting.warped_grid(axes[0, 2], between, box, plotting.PALETTE["red"])
-            off = mine[1] - theirs[1]
-            axes[1, 2].imshow(off, extent=square, origin="lower", cmap="PuOr", vmin=-top, vmax=top)
-            largest = max(np.abs(mine[0] - theirs[0]).max(), np.abs(off).max())
-            axes[1, 2].set_xlabel(f"largest difference {largest:.2g}", fontsize=plotting.FONT)
+            axes[2, 0].imshow(mine[2], cmap="cividis", vmin=0, vmax=top, **view)
+            axes[2, 2].imshow(mine[2] - theirs[2], cmap="PuOr", vmin=-top, vmax=top, **view)
+            axes[2, 2].set_xlabel(f"largest {np.abs(mine[2] - theirs[2]).max():.2g}", fontsize=plotting.FONT)
         for ax in axes.flat:
             ax.set_xticks([]), ax.set_yticks([])
         return figure
 
     return draw
+
+
+def grid_lines(ax, lines, box, colour):
+    plotting.warped_grid(ax, lines, box, plotting.PALETTE.get(colour, colour))
+    ax.set_aspect("auto")
 
 
 def unsolved(outputs):

@@ -69,7 +69,7 @@ def coupling_inputs(outputs_per_dim):
             D = int(prefix[2])
             inputs |= layer_inputs(rng, D, prefix) | loss_inputs(rng, D, prefix)
             inputs |= net_inputs(rng, D // 2, outputs_per_dim * (D // 2), prefix)
-        return inputs | {"D=2 grid": pictures.grid()}
+        return inputs | pictures.grid("D=2 ")
 
     return draw
 
@@ -1349,7 +1349,7 @@ def mix_coupling_inputs(rng):
         net = net_inputs(rng, D // 2, (3 * K + 2) * (D // 2), prefix)
         inputs |= {k: 0.6 * v if k.endswith(("W2", "b2")) else v for k, v in net.items()}
     wide = np.stack([np.resize(np.linspace(-2, 2, 5), 33), np.linspace(-8, 8, 33)], 1)
-    return inputs | {"wide": wide, "D=2 grid": pictures.grid()}
+    return inputs | {"wide": wide} | pictures.grid("D=2 ")
 
 
 def component_order(inputs):

@@ -173,7 +173,7 @@ def bijection(record, step, layer, inputs):
     """What the laws of a bijective layer need: forward and inverse on the judge's points.
 
     inputs "x" (B, D), "near" (N, D) points around x for difference quotients, "z" (B, D) for the inverse;
-    optional "grid" (N, 2) for the picture. `step` is a prefix such as "D=2 ".
+    optional "grid" (N, 2) for the picture, the first "grid lines" points of which are also carried back. `step` is a prefix such as "D=2 ".
     """
 
     def attempt(call):
@@ -199,8 +199,14 @@ def bijection(record, step, layer, inputs):
         record.many(step + "forward of one row", lambda: layer.forward(tensor(inputs["x"][:1])), "z", "ldj")
 
     attempt(forward), attempt(near), attempt(inverse), attempt(row)
+
+    def picture():
+        z, _ = record.many(step + "picture", lambda: layer.forward(tensor(inputs["grid"])), "z", "ldj")
+        lines = int(inputs["grid lines"])  # the first of the grid's points; the others are for the density
+        record.one(step + "picture back", lambda: layer.inverse(z.detach()[:lines].double()), "x")
+
     if "grid" in inputs:
-        attempt(lambda: record.many(step + "picture", lambda: layer.forward(tensor(inputs["grid"])), "z", "ldj"))
+        attempt(picture)
 
 
 def part(inputs, prefix):
