@@ -14,7 +14,7 @@ def main(args=None):
     g.add_argument("submitted", metavar="SUBMITTED", help="the folder with one folder for each student")
     g.add_argument("--out", metavar="DIR", required=True, help="where the results go")
     g.add_argument("--release", metavar="DIR", default="lessons", help="the released notebooks, NN_topic.ipynb (default: lessons)")
-    g.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60.0, help="time limit of one cell (default: 60)")
+    g.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60, help="time limit of one cell (default: 60)")
     g.add_argument("--seed", metavar="N", type=natural, help="seed of the inputs (default: a fresh one for each DIR)")
     g.add_argument("--only", metavar="STUDENT", help="grade this student alone")
     options = parser.parse_args(args)
@@ -37,9 +37,9 @@ def main(args=None):
 
 
 def seconds(text):
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"a time above 0 is expected, not {text}")
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"whole seconds from 1 are expected, not {text}")
     return value
 
 

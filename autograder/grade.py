@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import secrets
+import sys
+import traceback
 import warnings
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,12 +33,15 @@ class GradingError(ValueError):
 
 @dataclass
 class Result:
-    """What one submission got: a verdict for each exercise and written answer, in the release's order."""
+    """What one submission got: a verdict for each exercise and written answer, in the release's order.
+
+    `key` says what was graded against what; it is empty where nothing was graded.
+    """
 
     student: str
     assignment: str
     key: str
-    timeout: float
+    timeout: int
     verdicts: list
     notes: list = field(default_factory=list)
     seconds: float = 0.0
@@ -233,7 +238,7 @@ def done(result, key, timeout, out):
     return (out / "autograded" / f"{name}.ipynb").exists() and (out / "feedback" / f"{name}.html").exists()
 
 
-def grade(submitted, out, release="lessons", timeout=60.0, seed=None, only=None):
+def grade(submitted, out, release="lessons", timeout=60, seed=None, only=None):
     """Grade the class in `submitted` into the folder `out`; returns the rows of grades.csv. Continues what is there."""
     submitted, out = Path(submitted), Path(out)
     if not submitted.is_dir():
@@ -247,25 +252,33 @@ def grade(submitted, out, release="lessons", timeout=60.0, seed=None, only=None)
     seed = chosen_seed(out, seed)
     log = Log(out / ".grading" / "results.jsonl")
     asked = [s for s in submissions if s.path is not None and only in (None, s.student)]
+    failed = {}
     try:
         for submission in tqdm(asked, desc="grading", unit="submission"):
             chosen = available[submission.assignment]
             key = f"{intake.digest(submission.path)[:32]}-{chosen.hash[:16]}-{version()}-{seed}"
-            if not done(log.results.get((submission.student, submission.assignment)), key, timeout, out):
+            if done(log.results.get((submission.student, submission.assignment)), key, timeout, out):
+                continue
+            try:
                 log.append(grade_one(submission, chosen, out, key, seed, timeout))
+            except Exception as e:  # a fault of the grader must not cost the others their grades; the next run tries again
+                tqdm.write(f"{submission.student}, {submission.assignment}: the grader itself failed\n{traceback.format_exc()}", file=sys.stderr)
+                note = f"the grader itself failed ({type(e).__name__}: {e}); run it again, or grade this one by hand"
+                blank = [chosen.blank(t, "error", note) for t in chosen.tasks]
+                failed[submission.student, submission.assignment] = Result(submission.student, submission.assignment, "", timeout, blank)
     finally:
-        rows = finish(out, submissions, available, log)
+        rows = finish(out, submissions, available, {**log.results, **failed})
     return rows
 
 
-def finish(out, submissions, available, log):
-    """Gradebook, table and report from all results that there are for these submissions."""
+def finish(out, submissions, available, known):
+    """Gradebook, table and report from the results that are known for these submissions."""
     results = {}
     for s in submissions:
-        result = log.results.get((s.student, s.assignment))
+        result = known.get((s.student, s.assignment))
         if s.path is None:
             blank = [available[s.assignment].blank(t, "missing", s.note) for t in available[s.assignment].tasks]
-            results[s.student, s.assignment] = Result(s.student, s.assignment, "", 0.0, blank)
+            results[s.student, s.assignment] = Result(s.student, s.assignment, "", 0, blank)
         elif result is not None:
             results[s.student, s.assignment] = result
     used = {a: available[a] for a in sorted({a for _, a in results})}

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 
 LARGEST = 50_000_000  # bytes of a submitted notebook: pictures of a whole lesson are a tenth of that
+GIVEN = "given-"  # so begin the ids of a lesson's own cells, whatever version of it they come from
 EXTRA = "extra"  # the tag of a student's own cell in the rebuilt notebook
 
 
@@ -92,15 +93,19 @@ def rebuild(release, submitted):
     """The release with the submission's answers and extra cells."""
     known, solutions = {c.id: c for c in release.cells}, solution_cells(release)
     by_text = {(c.cell_type, c.source): c.id for c in release.cells}
-    taken, extras, notes, anchor = {}, {}, [], None
+    taken, extras, notes, anchor, older = {}, {}, [], None, False
     for cell in submitted.cells:
         name = origin(cell, known, by_text)
         if name in taken and name in solutions:
             notes.append(f"the cell {name!r} is there more than once; the first one counts")
+        elif name is None and str(cell.get("id", "")).startswith(GIVEN):
+            older = True
         elif name is None or name in taken:
             extras.setdefault(anchor, []).append(cell)
         else:
             taken[name], anchor = cell.source, name
+    if older:
+        notes.append("it was made from another version of the lesson; the cells of that version were left out")
     notes += [f"the cell {n!r} is missing" for n in solutions if n not in taken]
     notes += [f"a set-up cell was changed ({known[n].source.splitlines()[0][:40]!r}); the release's own was used"
               for n, text in taken.items() if "setup" in known[n].metadata.get("tags", []) and text.strip() != known[n].source.strip()]

@@ -4,6 +4,7 @@ Nothing here decides anything. `run` says what happened to each cell and hands o
 reads them afterwards. Arrays come through files that are read without pickle, capped in size, after the check's own
 cell has run and before the next one starts, so no other cell can add to them.
 """
+import asyncio
 import json
 import os
 import re
@@ -53,7 +54,10 @@ def checks(nb):
 
 
 def run(nb, inputs, seed, blocked=(), timeout=60):
-    """Run the notebook (its outputs are written into it) and return a Run. `inputs`: exercise -> dict of arrays."""
+    """Run the notebook (its outputs are written into it) and return a Run.
+
+    `inputs`: exercise -> dict of arrays; `blocked`: modules that cannot be imported; `timeout`: seconds for one cell.
+    """
     result, start = Run(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="grading-", ignore_cleanup_errors=True) as scratch:
         scratch = Path(scratch).resolve()
@@ -163,6 +167,10 @@ recovered = run_sync(_recovered)  # whether the kernel listens again after an in
 
 
 async def _stop(client):
+    pending = asyncio.all_tasks() - {asyncio.current_task()}  # a cell that an interrupt cut off is still being waited for
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
     if client.kc is not None:
         client.kc.stop_channels()
     if client.km is not None and client.km.has_kernel:

@@ -170,7 +170,7 @@ def test_a_manual_grade_is_kept(graded):
             g.manual_score, g.needs_manual_grade = score, False
         book.db.commit()
     count = len(results(out))
-    grade.grade(CLASS, out, build.ROOT / "lessons", float(TIMEOUT), int(SEED))
+    grade.grade(CLASS, out, build.ROOT / "lessons", int(TIMEOUT), int(SEED))
     assert len(results(out)) == count
     table = rows(out / "grades.csv")
     assert table["dora", "coupling"]["score"] == "9.5" and table["dora", text]["score"] == "0"
@@ -261,6 +261,14 @@ def test_a_notebook_without_metadata_or_ids_is_understood(release, handed_in):
             c.metadata.pop("nbgrader", None)
     rebuilt = intake.rebuild(release, handed_in)
     assert len(rebuilt.notebook.cells) == len(release.cells) and rebuilt.answered == {"coupling"}
+
+
+def test_cells_of_another_version_of_the_lesson_are_not_the_students_own(release, handed_in):
+    prose = handed_in.cells[0]
+    prose.id, prose.source = prose.id[:-1] + "x", "# An older title"
+    rebuilt = intake.rebuild(release, handed_in)
+    assert len(rebuilt.notebook.cells) == len(release.cells) and rebuilt.answered == {"coupling"}
+    assert rebuilt.notes == ["it was made from another version of the lesson; the cells of that version were left out"]
 
 
 @pytest.mark.parametrize("content, sentence", [
@@ -359,15 +367,15 @@ def test_a_seed_is_drawn_once_for_a_folder(tmp_path):
 
 def test_what_must_be_graded_again(tmp_path):
     verdict = judge.Verdict("coupling", "timeout", 0.0, 10.0)
-    result = grade.Result("ann", LESSON, "key", 10.0, [verdict])
+    result = grade.Result("ann", LESSON, "key", 10, [verdict])
     for name in (f"autograded/ann/{LESSON}/{LESSON}.ipynb", f"feedback/ann/{LESSON}/{LESSON}.html"):
-        assert not grade.done(result, "key", 10.0, tmp_path)
+        assert not grade.done(result, "key", 10, tmp_path)
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("")
-    assert grade.done(result, "key", 10.0, tmp_path)
-    assert not grade.done(result, "another key", 10.0, tmp_path)
-    assert not grade.done(result, "key", 20.0, tmp_path), "with more time it may be solved"
-    assert not grade.done(None, "key", 10.0, tmp_path)
+    assert grade.done(result, "key", 10, tmp_path)
+    assert not grade.done(result, "another key", 10, tmp_path)
+    assert not grade.done(result, "key", 20, tmp_path), "with more time it may be solved"
+    assert not grade.done(None, "key", 10, tmp_path)
 
 
 def test_an_interrupt_loses_nothing(tmp_path, monkeypatch, capsys):
@@ -387,3 +395,19 @@ def test_an_interrupt_loses_nothing(tmp_path, monkeypatch, capsys):
     assert "the same command goes on" in capsys.readouterr().err
     assert [r["student"] for r in results(out)] == calls and {s for s, _ in rows(out / "grades.csv")} == {*calls, "mo"}
     assert "not graded yet" in (out / "report.html").read_text("utf-8")
+
+
+def test_a_fault_of_the_grader_costs_only_that_submission(tmp_path, monkeypatch, capsys):
+    def one(submission, release, out, key, seed, timeout):
+        if submission.student == "bela":
+            raise ZeroDivisionError("a fault")
+        return grade.Result(submission.student, submission.assignment, key, timeout, [release.blank(t, "unsolved") for t in release.tasks])
+
+    monkeypatch.setattr(grade, "grade_one", one)
+    grade.grade(CLASS, tmp_path / "out", build.ROOT / "lessons")
+    table = rows(tmp_path / "out" / "grades.csv")
+    assert {r["status"] for (student, _), r in table.items() if student == "bela"} == {"error"}
+    assert {r["status"] for (student, _), r in table.items() if student not in ("bela", "mo")} == {"unsolved"}
+    assert "bela" not in {r["student"] for r in results(tmp_path / "out")}, "the next run tries again"
+    assert "the grader itself failed (ZeroDivisionError: a fault)" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "ZeroDivisionError: a fault" in capsys.readouterr().err
