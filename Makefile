@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # One thread: the course's nets are small, and on a busy machine two wait for each other (ten times slower, measured).
 # It also makes sums come out the same on every machine.
-test test-all grade: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+lab test test-all lessons grade bench: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab test test-all lessons release grade bench clean FORCE
@@ -53,14 +53,15 @@ test: env  ## Run the tests that need neither a browser nor long (under 20 minut
 test-all: test  ## All tests: make test, then the browser's and the slow ones (under 60 minutes)
 	$(PYTEST) -m "browser or slow" --durations=10 $(ARGS)
 
-lessons: env  ## Build lessons/ and solutions/ from solutions/*.py
+lessons: env  ## Build lessons/, solutions/ and the sample class from solutions/*.py
 	$(PY) -m autograder.build $(ARGS)
+	$(PY) data/make_sample_class.py
 
 release: env  ## Build what an instructor hands out, an nbgrader course, in course/
 	$(PY) -m autograder.build --release course $(ARGS)
 
 grade: env  ## Grade the sample class into graded/ and open the report
-	$(PY) -m autograder grade data/sample_class --out graded --release lessons $(ARGS)
+	$(PY) -m autograder grade data/sample_class --out graded --release lessons --timeout 20 $(ARGS)
 	@echo "The report: graded/report.html"
 	@if [ "$(OPEN)" != 0 ] && [ -n "$$DISPLAY$$WAYLAND_DISPLAY$$(uname | grep -i darwin)" ]; then \
 	    $(PY) -c 'import pathlib, webbrowser; webbrowser.open(pathlib.Path("graded/report.html").resolve().as_uri())' || true; fi

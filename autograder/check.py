@@ -118,6 +118,7 @@ def record(channel, exercise, probe, objects):
 def hint(exercise):
     """Show the next hint for an exercise; there are two, of rising strength."""
     from autograder import exercise as records
+    from autograder.render import marked
 
     record_ = records.get(exercise)
     shown = min(int(memory.load().get(exercise, {}).get("hints", 0)) + 1, len(record_.hints))
@@ -143,12 +144,6 @@ def progress():
             lines.append(f"  {mark} {e.id}  {s:g}/{e.points:g}{extra}  about {e.minutes} min, difficulty {e.difficulty} of 5")
             rows.append(f'<tr><td>{mark}</td><td style="text-align:left">{e.id}{extra}</td><td>{s:g} / {e.points:g}</td></tr>')
     return Shown("\n".join(lines), f"<table>{''.join(rows)}</table>")
-
-
-def marked(line):
-    """Escaped text with `code` in code type."""
-    parts = html.escape(line).split("`")
-    return "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
 
 
 class Shown:

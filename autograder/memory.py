@@ -4,8 +4,9 @@ The file is a memory aid, never a grade: it is not written while grading, and a 
 """
 import json
 import os
-import tempfile
 from pathlib import Path
+
+from autograder import files
 
 NAME = ".progress.json"
 
@@ -49,9 +50,6 @@ def update(exercise, **values):
     entry.update(values)
     file = path()
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=NAME)
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            json.dump(data, f, indent=1, sort_keys=True)
-        os.replace(name, file)
+        files.write(file, json.dumps(data, indent=1, sort_keys=True))
     except OSError as e:
         print(f"Your progress could not be saved in {file.name}: {e.strerror}.")

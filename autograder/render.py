@@ -17,6 +17,12 @@ HEADLINES = {
 }
 
 
+def marked(text):
+    """Escaped text with `code` in code type."""
+    parts = html.escape(text).split("`")
+    return "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
+
+
 def number(points):
     return f"{points:g}"
 
@@ -49,7 +55,7 @@ def page(verdict, picture=None, printed=""):
     out = [f'<div style="border-left:5px solid {colour};padding:4px 14px;margin:4px 0">',
            f'<div style="font-size:115%"><b>{html.escape(headline(verdict))}</b></div>']
     if verdict.note:
-        out.append(f"<p>{html.escape(verdict.note)}</p>")
+        out.append(f"<p>{marked(verdict.note)}</p>")
     if verdict.status != "unsolved" and verdict.cases:
         out.append('<table style="margin:6px 0;border-collapse:collapse;text-align:left">')
         for case in verdict.cases:
@@ -57,13 +63,13 @@ def page(verdict, picture=None, printed=""):
             detail = ""
             if case.sentence:
                 example = f"<br><code>{html.escape(case.example)}</code>" if case.example else ""
-                detail = f"<br><span>{html.escape(case.sentence)}{example}</span>"
+                detail = f"<br><span>{marked(case.sentence)}{example}</span>"
             out.append(f'<tr><td style="vertical-align:top;color:{COLOURS[right]};font-weight:bold;padding:2px 8px">{MARKS[right]}</td>'
                        f'<td style="text-align:left;padding:2px 8px">{html.escape(case.name)}{detail}</td>'
                        f'<td style="vertical-align:top;padding:2px 8px;white-space:nowrap">{number(case.earned)} / {number(case.points)}</td></tr>')
         out.append("</table>")
     for sentence in verdict.sentences:
-        out.append(f'<p style="font-size:108%;margin:6px 0"><b>→</b> {html.escape(sentence)}</p>')
+        out.append(f'<p style="font-size:108%;margin:6px 0"><b>→</b> {marked(sentence)}</p>')
     if picture:
         out.append(f'<img alt="{html.escape(verdict.exercise)}: yours and the reference" style="max-width:820px;width:100%;background:white" '
                    f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">')

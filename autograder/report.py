@@ -16,9 +16,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from autograder.check import marked
 from autograder.intake import EXTRA, solution_cells
-from autograder.render import number
+from autograder.render import marked, number
 
 # Background and type for each status: colours that remain apart for colour-blind readers; the word stands there as well.
 COLOURS = {

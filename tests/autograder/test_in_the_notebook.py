@@ -128,7 +128,7 @@ def test_a_damaged_progress_file_is_put_aside(course, capsys, content):
 def test_a_folder_that_cannot_be_written_is_said_and_costs_nothing(course, capsys, monkeypatch):
     def refuse(*a, **k):
         raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(memory.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(memory.files, "write", refuse)
     assert check("permute", PlainPermute) == 5.0
     assert "could not be saved" in capsys.readouterr().out
 
