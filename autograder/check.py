@@ -143,7 +143,8 @@ def progress():
             extra = " (bonus)" if e.bonus else ""
             lines.append(f"  {mark} {e.id}  {s:g}/{e.points:g}{extra}  about {e.minutes} min, difficulty {e.difficulty} of 5")
             rows.append(f'<tr><td>{mark}</td><td style="text-align:left">{e.id}{extra}</td><td>{s:g} / {e.points:g}</td></tr>')
-    return Shown("\n".join(lines), f"<table>{''.join(rows)}</table>")
+    note = "Nothing is recorded in fast mode, nor while grading." if memory.grading() else ""
+    return Shown("\n".join([*lines, note]).strip(), f"<table>{''.join(rows)}</table>{note}")
 
 
 class Shown:

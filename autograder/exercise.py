@@ -49,7 +49,7 @@ class Outputs:
                 raise Fail(f"{say(key)} holds {bad} values.")
             return value
         step = key.rsplit(".", 1)[0]
-        kind, sentence = self.complaint(step) or self.first_complaint() or ("type", f"{say(step)} did not run")
+        kind, sentence = self.complaint(key) or self.complaint(step) or self.first_complaint() or ("type", f"{say(step)} did not run")
         raise Fail(end(sentence))
 
     def complaint(self, step):

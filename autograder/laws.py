@@ -102,7 +102,7 @@ def ldj_is_log_det(inputs, outputs, prefix=""):
     if not np.isfinite(want).all():
         raise Fail("forward squeezes the space flat: its Jacobian determinant is zero, so it has no inverse.")
     if ldj.size != len(x):
-        raise Fail(f"`ldj` has {ldj.size} numbers for {len(x)} points; it should hold one for each.")
+        raise Fail(f"`ldj` has shape {ldj.shape} for {len(x)} points; it should hold one number for each, shape (B,).")
     tol = max(tolerance(ldj), tolerance(outputs[prefix + "forward near.z"]))
     wrong = ~close(ldj.reshape(-1), want, tol)
     if wrong.any():

@@ -1,4 +1,6 @@
 """Lesson 02, coupling flows: references, inputs, cases, misconceptions, hints and pictures of its exercises."""
+import re
+
 import numpy as np
 import torch
 from torch import nn
@@ -213,6 +215,12 @@ def inverse_of_first(self, z):
     return torch.cat([self.unbend(z2, alpha, mu), z1], -1)
 
 
+def inverse_of_swapped(self, z):
+    z2, z1 = z.chunk(2, -1)
+    alpha, mu = self.params(z1)
+    return torch.cat([z1, self.unbend(z2, alpha, mu)], -1)
+
+
 def forward_of_first(self, x):
     x2, x1 = x.chunk(2, -1)
     alpha, mu = self.params(x1)
@@ -271,6 +279,8 @@ COUPLING_MISTAKES = (
           unbend=lambda self, z2, alpha, mu: z2 * alpha.exp() + mu),
     wrong("forward_cat_order", "order", "forward", "In forward, the two halves are joined in the wrong order: the changed half stands first.",
           join=lambda self, a, b: torch.cat([b, a], -1)),
+    wrong("halves_change_places", "order", "forward", "forward puts the changed half first and the half that was passed on second, and inverse turns that round; both halves should stay in their places.",
+          join=lambda self, a, b: torch.cat([b, a], -1), inverse=inverse_of_swapped),
     wrong("forward_cat_axis", "wrong axis", "forward", "In forward, the halves are joined along the batch instead of along the dimensions.",
           join=lambda self, a, b: torch.cat([a, b], 0)),
     wrong("forward_no_mu", "missing term", "forward", "forward scales the second half but does not shift it by mu.",
@@ -382,7 +392,7 @@ def net_trains(inputs, outputs, reference):
 
 def net_bends(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
-    y = outputs["shaken net.output"]
+    y = outputs["net with other weights.output"]
     if y.shape != (61, 2):
         raise Fail(f"On 61 rows the net returns shape {y.shape}.")
     t = inputs["line"]
@@ -406,7 +416,7 @@ def net_signs(inputs, outputs, reference):
 
 def net_is_a_function(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
-    a, b, one = (outputs[k] for k in ("shaken net.output", "shaken net again.output", "shaken net on one row.output"))
+    a, b, one = (outputs[k] for k in ("net with other weights.output", "net with other weights again.output", "net with other weights on one row.output"))
     if not np.allclose(a, b):
         raise Fail("The net gives two answers to one question: it draws random numbers (dropout?), so inverse could not undo forward.")
     if not np.allclose(a[:1], one, atol=1e-6):
@@ -415,7 +425,7 @@ def net_is_a_function(inputs, outputs, reference):
 
 def make_net_features(inputs, outputs):
     """The verdicts of the cases and the sentences behind them: nets are as free as the people who write them."""
-    found = {"complaint": str(sorted(outputs.complaints().values()))}
+    found = {"complaint": re.sub(r"\d+", "#", str(sorted(outputs.complaints().values())))}  # sizes are the student's own
     for case in MAKE_NET_CASES:
         try:
             case.judge(inputs, outputs, None)
@@ -473,7 +483,7 @@ MAKE_NET = Exercise(
         Misconception("dropout", "extra term", "net", "The net contains dropout: it draws new random numbers at each call, so inverse cannot undo forward.", net_of(linear(1, 32), nn.Tanh, lambda: nn.Dropout(0.3), linear(32, 2))),
         Misconception("batch_norm", "extra term", "net", "The net contains batch normalisation: its answer for one point depends on the rest of the batch.", net_of(linear(1, 32), lambda: nn.BatchNorm1d(32), nn.Tanh, linear(32, 2))),
     ),
-    picture=pictures.curves("shaken net.output", "line", ("alpha", "mu"), "your net after its weights were shaken: alpha and mu as functions of x1"),
+    picture=pictures.curves("net with other weights.output", "line", ("alpha", "mu"), "your net, with other weights"),
 )
 
 
@@ -588,22 +598,31 @@ def training(inputs, outputs):
     first = losses[0] if len(losses) else np.nan
     loss = next((k for k, v in readings.items() if np.isclose(first, v, rtol=1e-5)), "other")
     stops = np.concatenate([diary, end_[None]])
-    moved = np.abs(np.diff(stops, axis=0)).max(1) > 1e-12 if len(stops) > 1 else np.zeros(0, bool)
+    # Whoever looks at the likelihood twice between two steps stands still in between: that is no step.
+    moved = np.append(True, np.abs(np.diff(stops, axis=0)).max(1) > 1e-12)
+    stops = stops[moved]
     values = [affine_nll(inputs, p)[0] for p in stops]
-    slopes = [affine_nll(inputs, p)[1] for p in diary]
+    slopes = [affine_nll(inputs, p)[1] for p in stops[:-1]] or [affine_nll(inputs, start)[1]]
+    if loss == "other" and len(values) > 1 and np.isclose(first, values[1], rtol=1e-5):
+        loss = "after the step"
     grad = outputs["training.grad"]
     if not np.any(grad):
         gradient = "none left"
     else:
-        unit = {"nll": 1, "-nll": -1, "sum": n, "-sum": -n, "per dimension": 1 / D}.get(loss, 1)
-        gradient = ("fresh" if slopes and np.allclose(grad, unit * slopes[-1], rtol=1e-4, atol=1e-8) else
-                    "accumulated" if slopes and np.allclose(grad, unit * sum(slopes), rtol=1e-4, atol=1e-8) else "other")
+        # Their length is the student's (a sum for a mean, clipping); their direction is not.
+        gradient = "fresh" if parallel(grad, slopes[-1]) else "accumulated" if parallel(grad, sum(slopes)) else "other"
     still = outputs["training with lr = 0.end"]
     return {
-        "loss": loss, "count": len(losses), "looked": len(diary), "moved": "".join("yn"[not m] for m in moved),
+        "loss": loss, "count": len(losses), "steps": len(stops) - 1, "backward": bool(outputs["training.backwards"]),
         "downhill": "down" if values[-1] < values[0] - 1e-9 else "up" if values[-1] > values[0] + 1e-9 else "flat",
         "gradient": gradient, "graph": bool(outputs["training.graph"]), "lr": "used" if np.allclose(still, start, atol=1e-9) else "ignored",
     }
+
+
+def parallel(a, b):
+    """Whether two vectors have the same direction, up to sign (a loss with the wrong sign has its own case)."""
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    return bool(min(np.abs(a - b).max(), np.abs(a + b).max()) < 1e-5)
 
 
 def trained_losses(inputs, outputs, reference):
@@ -624,8 +643,8 @@ def trained_downhill(inputs, outputs, reference):
         raise Fail("After three batches the parameters of the flow are where they were.")
     if t["downhill"] == "up":
         raise Fail("The parameters move uphill: the data become less likely under the flow with every step.")
-    if t["moved"] != "yyy":
-        raise Fail("The parameters do not move with every batch.")
+    if t["steps"] != 3:
+        raise Fail(f"For 3 batches the parameters move {t['steps']} times; they should move once for each.")
 
 
 def trained_fresh(inputs, outputs, reference):
@@ -663,7 +682,8 @@ def trained_humps(inputs, outputs, reference):
         raise Fail("The flow that was trained has lost its parameters.")
     gap = hump_gap(theta)
     if not gap < HUMP_GAP:
-        raise Fail(f"After 250 batches of a two-humped target the flow is {gap:.3f} nats away from it; under {HUMP_GAP} is asked for.")
+        far = f"{gap:.3f}" if gap < 100 else "over 100"
+        raise Fail(f"After 250 batches of a two-humped target the flow is {far} nats away from it; under {HUMP_GAP} is asked for.")
 
 
 def trained_density(outputs):
@@ -686,7 +706,7 @@ def plain_train(flow, batches, lr):
     return losses
 
 
-def looping(loss=lambda flow, x: -flow.log_prob(x).mean(), zero=True, back=True, step=True, keep=lambda l: l.item(), rate=None, first_only=False, back_loss=None):
+def looping(loss=lambda flow, x: -flow.log_prob(x).mean(), zero=True, back=True, step=True, keep=lambda l: l.item(), rate=None, first_only=False, zero_late=False, look_again=False):
     """A training loop with one thing wrong with it."""
 
     def train(flow, batches, lr):
@@ -697,10 +717,12 @@ def looping(loss=lambda flow, x: -flow.log_prob(x).mean(), zero=True, back=True,
             if zero:
                 optimiser.zero_grad()
             if back:
-                (value if back_loss is None else back_loss(value)).backward()
+                value.backward()
+            if zero_late:
+                optimiser.zero_grad()
             if step:
                 optimiser.step()
-            losses.append(keep(value))
+            losses.append(keep(loss(flow, x) if look_again else value))
             if first_only:
                 break
         return losses
@@ -731,6 +753,8 @@ TRAIN_FLOW = Exercise(
         Misconception("no_zero_grad", "missing term", "gradient", "The gradients are never cleared, so each step uses the sum of all batches so far.", looping(zero=False)),
         Misconception("no_step", "missing term", "parameters", "The optimiser never takes a step, so the parameters stay where they were.", looping(step=False)),
         Misconception("no_backward", "missing term", "gradient", "The loss is never sent backward, so there are no gradients to step along.", looping(back=False)),
+        Misconception("zeroed_before_step", "order", "gradient", "The gradients are cleared between the backward pass and the step, so the step has none to go along.", looping(zero_late=True)),
+        Misconception("loss_after_step", "order", "loss", "The loss that is written down is computed anew after the step; it should be the one that the step was made for.", looping(look_again=True)),
         Misconception("graph_kept", "detached", "loss", "The list holds the loss tensors themselves, with all that they were computed from, instead of plain numbers.", looping(keep=lambda v: v)),
         Misconception("lr_ignored", "constant", "parameters", "The argument `lr` is not passed on to the optimiser.", looping(rate=1e-3)),
         Misconception("first_batch_only", "order", "value", "Only the first batch is used: the function returns from inside the loop.", looping(first_only=True)),
@@ -931,6 +955,8 @@ def scale_is_trained(inputs, outputs, reference):
     sizes = outputs["gradient.sizes"]
     if sizes.size < 2 * inputs["x"].shape[1] or (sizes <= 0).any():
         raise Fail("Not every scale and shift is a parameter that gets a gradient.")
+    if bool(outputs["replaced"]):
+        raise Fail("The parameters after the first batch are not the objects that they were before, so an optimiser made before it would not train them.")
 
 
 def ldj_category(inputs, outputs):
@@ -954,7 +980,7 @@ def inverse_category(inputs, outputs, affine):
         return e.sentence
     diagonal = np.diag(np.diag(A))
     readings = {
-        "right": (z - b) @ np.linalg.pinv(A).T, "identity": z, "forward again": z @ A.T + b, "transposed": (z - b) @ A,
+        "right": (z - b) @ np.linalg.pinv(A).T, "identity": z, "forward again": z @ A.T + b, "transposed": (z - b) @ A, "inverse transposed": (z - b) @ np.linalg.pinv(A),
         "shift last": z @ np.linalg.pinv(A).T - b, "shift added": (z + b) @ np.linalg.pinv(A).T, "scaled again": (z - b) @ A.T, "diagonal only": (z - b) @ np.linalg.pinv(diagonal),
     }
     return next((k for k, v in readings.items() if x.shape == v.shape and np.allclose(x, v, atol=1e-4)), "other")
@@ -977,10 +1003,12 @@ def act_norm_features(inputs, outputs):
 
     try:
         z, x = outputs["first batch.z"], inputs["first"]
-        std = x.std(0)
-        readings = {"ok": (x - x.mean(0)) / std, "variance": (x - x.mean(0)) / std**2, "centred only": x - x.mean(0), "scaled only": x / std, "multiplied": (x - x.mean(0)) * std,
-                    "rows": (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), "all": (x - x.mean()) / x.std()}
-        first = next((k for k, v in readings.items() if z.shape == v.shape and np.allclose(z, v, rtol=0.02, atol=0.02)), "other")
+        mean, first = x.mean(0), "other"
+        for std in (x.std(0), x.std(0, ddof=1)):  # either estimate of the variance is right
+            readings = {"ok": (x - mean) / std, "variance": (x - mean) / std**2, "centred only": x - mean, "scaled only": x / std,
+                        "multiplied": (x - mean) * std, "multiplied, shift divided": x * std - mean / std, "shift not scaled": x / std - mean,
+                        "rows": (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), "all": (x - x.mean()) / x.std()}
+            first = next((k for k, v in readings.items() if z.shape == v.shape and np.allclose(z, v, rtol=1e-3, atol=1e-3)), first)
     except Fail as e:
         first = e.sentence
     return {"first": first, "second": of(second_batch_kept), "reload": of(reload_kept), "trained": of(scale_is_trained),
@@ -1050,6 +1078,17 @@ def start_multiplied(self, x):
     self.shift.copy_(-x.mean(0) * x.std(0))
 
 
+@torch.no_grad()
+def start_by_positive_log(self, x):
+    self.log_scale.copy_(x.std(0).log())
+    self.shift.copy_(-x.mean(0) / x.std(0))
+
+
+def start_by_new_parameters(self, x):
+    self.log_scale = nn.Parameter(-x.std(0).log())
+    self.shift = nn.Parameter(-x.mean(0) / x.std(0))
+
+
 wrong = deviating(PlainActNorm)
 ACT_NORM = Exercise(
     id="act_norm", title="ActNorm", minutes=15, difficulty=3,
@@ -1072,6 +1111,8 @@ ACT_NORM = Exercise(
         wrong("variance_for_std", "wrong function", "state", "The first batch is divided by its variance instead of its standard deviation.", start=start_by_variance),
         wrong("shift_not_scaled", "order", "state", "The shift is chosen as if it came before the scale: after scaling, the mean is not zero.", start=start_unscaled_shift),
         wrong("multiplied_by_std", "sign", "state", "The first batch is multiplied by its standard deviation instead of being divided by it.", start=start_multiplied),
+        wrong("log_scale_sign", "sign", "state", "The scale is set to the standard deviation instead of to one over it: the logarithm's sign is turned.", start=start_by_positive_log),
+        wrong("parameters_replaced", "state", "parameters", "The first batch puts new parameters in the place of the old ones; an optimiser that was made before goes on training the old ones.", start=start_by_new_parameters),
         wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std(correction=0) * torch.ones(x.shape[1]))),
         wrong("buffers_only", "detached", "parameters", "Scale and shift are not parameters, so they would stay what the first batch made them.", scale_shift=buffers_only),
         wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: where the layer divides by a large number it shrinks space.", ldj=lambda self, x: -self.log_scale.sum() * torch.ones(len(x))),
@@ -1093,7 +1134,7 @@ ACT_NORM = Exercise(
 # --- invertible_linear -----------------------------------------------------------------------------------------------
 
 def linear_inputs(rng):
-    return layer_inputs(rng, 4) | {"noise": rng.integers(2**31)}
+    return layer_inputs(rng, 4) | {"noise": rng.integers(2**31), "c": rng.standard_normal((B, 4))}
 
 
 def is_linear(inputs, outputs, reference=None):
@@ -1125,8 +1166,9 @@ def starts_invertible(inputs, outputs, reference):
     x, z, ldj = inputs["x"], outputs["start.z"], outputs["start.ldj"]
     if z.shape != x.shape:
         raise Fail(f"`z` from forward has shape {z.shape}; it should be {x.shape}.")
-    if outputs["parameters"].sum() < x.shape[1] * (x.shape[1] - 1):
-        raise Fail("The layer has too few trainable numbers for L, U and s.")
+    trained, wanted = int((outputs["gradient.sizes"] > 0).sum()), x.shape[1] ** 2
+    if trained < wanted:
+        raise Fail(f"Only {trained} numbers of the layer get a gradient; L, U and s together have {wanted} for D = {x.shape[1]}.")
     if np.linalg.matrix_rank(z, tol=1e-6) < x.shape[1]:
         raise Fail("A fresh layer maps space onto something flat: its matrix has no inverse.")
 
@@ -1145,9 +1187,9 @@ def linear_features(inputs, outputs):
         except Fail:
             shape = e.sentence
     calls = [n for n, c in zip(COSTLY, outputs.arrays.get("forward calls", ())) if c]
-    trained = "none" if outputs.arrays.get("parameters", np.zeros(0)).sum() == 0 else "some"
+    trained = int((outputs.arrays.get("gradient.sizes", np.zeros(0)) > 0).sum())
     return {"matrix": shape, "calls": str(bool(calls)), "ldj": ldj_category(inputs, outputs),
-            "inverse": inverse_category(inputs, outputs, own_affine), "trained": trained, "complaints": str(sorted(outputs.complaints().values()))}
+            "inverse": inverse_category(inputs, outputs, own_affine), "trained": str(trained), "complaints": str(sorted(outputs.complaints().values()))}
 
 
 class PlainLinear(nn.Module):
@@ -1172,6 +1214,11 @@ class PlainLinear(nn.Module):
 
     def inverse(self, z):
         return z @ torch.linalg.inv(self.weight()).T
+
+
+def factors_with_fixed_lower(self):
+    n = len(self.log_s)
+    return self.lower.detach().tril(-1) + torch.eye(n), self.upper.triu(1) + torch.diag(self.log_s.exp())
 
 
 wrong = deviating(PlainLinear)
@@ -1199,6 +1246,8 @@ LINEAR = Exercise(
         wrong("ldj_times_batch", "reduction", "ldj", "`ldj` is multiplied by the size of the batch; every row counts once.", ldj=lambda self, x: len(x) * self.log_s.sum() * torch.ones(len(x))),
         wrong("ldj_slogdet", "wrong function", "ldj", "`ldj` is right, but it is computed from the full matrix, at a cost of D^3; the LU form gives it for D additions.", ldj=lambda self, x: torch.linalg.slogdet(self.weight())[1] * torch.ones(len(x))),
         wrong("inverse_transpose", "wrong function", "inverse", "inverse multiplies by the transpose; only for a rotation is that the inverse.", inverse=lambda self, z: z @ self.weight()),
+        wrong("inverse_transposed", "wrong axis", "inverse", "forward and inverse disagree about a transpose: inverse undoes the transposed matrix.", inverse=lambda self, z: z @ torch.linalg.inv(self.weight())),
+        wrong("lower_not_trained", "detached", "parameters", "The lower factor L is not trained: it gets no gradient.", factors=factors_with_fixed_lower),
         wrong("inverse_is_forward", "direction", "inverse", "inverse multiplies by W once more instead of undoing it.", inverse=lambda self, z: z @ self.weight().T),
         wrong("inverse_is_identity", "missing function", "inverse", "inverse returns z as it came.", inverse=lambda self, z: z),
     ),
@@ -1240,13 +1289,15 @@ def mix_slopes(inputs, outputs, reference):
 def mix_float32(inputs, outputs, reference):
     mix_values(inputs, outputs, reference)
     for name in ("y", "ldj"):
-        got, want = outputs[f"float32.{name}"], reference[f"far.{name}"]
+        got, want = outputs[f"float32.{name}"], outputs[f"far.{name}"]
+        if want.shape != inputs["far"].shape:
+            raise Fail(f"`{name}` has shape {want.shape}; it should be {inputs['far'].shape}.")
         if got.shape != want.shape:
             raise Fail(f"`{name}` has shape {got.shape}; it should be {want.shape}.")
         wrong = ~laws.close(got, want, 1e-4)
         if wrong.any():
             i = laws.first_bad(inputs["far"], wrong)
-            raise Fail(f"In float32 `{name}` loses its digits in the tail.", f"x = {inputs['far'][i]:.3g}: expected {want[i]:.5g}, got {got[i]:.5g}")
+            raise Fail(f"In float32 `{name}` loses its digits in the tail.", f"x = {inputs['far'][i]:.3g}: float64 gives {want[i]:.5g}, float32 {got[i]:.5g}")
 
 
 def mix_features(inputs, outputs):
@@ -1414,6 +1465,9 @@ class PlainMix(PlainCoupling):
     def before(self, z2, a, b):
         return (z2 - b) * (-a).exp()
 
+    def affine_ldj(self, a, b):
+        return a
+
     def ldj(self, slope, a):
         return (slope + a).sum(-1)
 
@@ -1421,7 +1475,7 @@ class PlainMix(PlainCoupling):
         x1, x2 = x.chunk(2, -1)
         w, m, s, a, b = self.params(x1)
         y, slope = self.mix(x2, w, m, s)
-        return self.join(x1, self.after(y, a, b)), self.ldj(slope, a)
+        return self.join(x1, self.after(y, a, b)), self.ldj(slope, self.affine_ldj(a, b))
 
     def bracket(self):
         return -1e3, 1e3
@@ -1462,7 +1516,9 @@ MIX_COUPLING = Exercise(
         Case("gradients reach the net", 1, both_sizes(gradients_reach_net)),
     ),
     misconceptions=(
-        wrong("no_softmax", "missing function", "net", "The logits are used as weights: the softmax that makes them positive and adds them up to one is missing.", weights=lambda self, logits: logits.abs()),
+        wrong("no_softmax", "missing function", "net", "The logits are used as weights: the softmax that makes them positive and adds them up to one is missing.", weights=lambda self, logits: logits),
+        wrong("scale_sign", "sign", "forward", "x2 - mean is multiplied by exp(log_scale); a large scale should make the step wide, not steep.", mix=lambda self, x2, w, m, s: stable(x2, w, m, -s)),
+        wrong("a_b_exchanged", "exchanged", "forward", "a and b have changed places: the block that should scale shifts, and the other way round.", after=lambda self, y, a, b: y * b.exp() + a, before=lambda self, z2, a, b: (z2 - a) * (-b).exp(), affine_ldj=lambda self, a, b: b),
         wrong("ldj_no_a", "missing term", "ldj", "`ldj` forgets the scale exp(a) of the affine map that follows the mixture map.", ldj=lambda self, slope, a: slope.sum(-1)),
         wrong("ldj_only_a", "missing term", "ldj", "`ldj` holds only the affine map's part; the mixture map's log-slope is missing.", ldj=lambda self, slope, a: a.sum(-1)),
         wrong("ldj_sign", "sign", "ldj", "`ldj` is the log-determinant of the inverse map; its sign is turned.", ldj=lambda self, slope, a: -(slope + a).sum(-1)),

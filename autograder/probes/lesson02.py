@@ -28,15 +28,28 @@ def weights(inputs, dtype=torch.float64):
 
 
 def net_forms(w):
-    """The three forms of a conditioner with two outputs that an answer may expect: [(name, net), ...].
+    """The forms of a conditioner with two outputs that an answer may expect: [(name, net), ...].
 
-    One output to chunk; a net that returns a tuple; a pair of nets. All three compute the same alpha and mu.
+    One output to chunk; a net that returns a tuple; a pair of nets, as functions and as modules. All compute the same
+    alpha and mu.
     """
     one = tanh_net(w)
     half = w["W2"].shape[1] // 2
     alpha = tanh_net({**w, "W2": w["W2"][:, :half], "b2": w["b2"][:half]})
     mu = tanh_net({**w, "W2": w["W2"][:, half:], "b2": w["b2"][half:]})
-    return [("one output", one), ("tuple", lambda x: (alpha(x), mu(x))), ("pair", (alpha, mu))]
+    return [("one output", one), ("tuple", lambda x: (alpha(x), mu(x))), ("pair", (alpha, mu)),
+            ("pair of modules", nn.ModuleList([Wrapped(alpha), Wrapped(mu)]))]
+
+
+class Wrapped(nn.Module):
+    """A function as a module, for answers that keep their nets in an nn.ModuleList."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
 
 
 def build(record, step, make, forms, x):
@@ -109,6 +122,10 @@ def additive_coupling(objects, inputs):
     return coupling(objects, inputs, forms=lambda w: [("one output", tanh_net(w))])
 
 
+def paired(net):
+    return type(net) in (tuple, list, nn.ModuleList)
+
+
 def make_net(objects, inputs):
     (make,) = objects
     record = Record()
@@ -120,7 +137,7 @@ def make_net(objects, inputs):
         def run(net, x):
             """alpha and mu as one tensor (B, 2), from any of the three forms."""
             x = x.to(dtype)
-            if type(net) in (tuple, list):
+            if paired(net):
                 if len(net) != 2:
                     raise Complaint(f"make_net should return one net or a pair of nets; it returned {describe(net)}")
                 out = (net[0](x), net[1](x))
@@ -136,7 +153,7 @@ def make_net(objects, inputs):
             return out
 
         def parameters(net):
-            return [p for n in (net if type(net) in (tuple, list) else [net]) if isinstance(n, nn.Module) for p in n.parameters()]
+            return [p for n in (net if paired(net) else [net]) if isinstance(n, nn.Module) for p in n.parameters()]
 
         # A net that was made once, outside, has the precision of the day it was made.
         dtype = next((p.dtype for p in parameters(net)), torch.float64)
@@ -154,12 +171,12 @@ def make_net(objects, inputs):
         shakes = []
         for _ in range(8):
             shake()
-            shakes.append(record.one("shaken net", lambda: run(net, tensor(inputs["line"])), "output").detach())
+            shakes.append(record.one("net with other weights", lambda: run(net, tensor(inputs["line"])), "output").detach())
         record["shakes.low"] = torch.stack([s.amin(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
         record["shakes.high"] = torch.stack([s.amax(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
-        record.one("shaken net", lambda: run(net, tensor(inputs["line"])), "output")
-        record.one("shaken net again", lambda: run(net, tensor(inputs["line"])), "output")
-        record.one("shaken net on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
+        record.one("net with other weights", lambda: run(net, tensor(inputs["line"])), "output")
+        record.one("net with other weights again", lambda: run(net, tensor(inputs["line"])), "output")
+        record.one("net with other weights on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
 
         def trained():
             out = run(net, x)
@@ -252,7 +269,11 @@ def train_flow(objects, inputs):
         x = tensor(inputs["x"])
         with contextlib.suppress(Stop):
             flow = AffineFlow(inputs["a"], inputs["b"])
-            values, graph = run("training", flow, [x.clone() for _ in range(3)], 0.05)
+            backwards = []
+            for p in flow.parameters():
+                p.register_hook(lambda g: backwards.append(1))
+            values, graph = run("training", flow, (x.clone() for _ in range(3)), 0.05)
+            record["training.backwards"] = torch.tensor(len(backwards)).numpy()
             record["training.losses"] = torch.tensor(values).numpy()
             record["training.graph"] = torch.tensor(graph).numpy()
             record["training.diary"] = torch.stack(flow.diary).numpy() if flow.diary else torch.zeros(0, 4).numpy()
@@ -260,12 +281,12 @@ def train_flow(objects, inputs):
             grads = [g if g is not None else torch.zeros_like(p) for p in (flow.a, flow.b) for g in [p.grad]]
             record["training.grad"] = torch.cat(grads).numpy().copy()
             still = AffineFlow(inputs["a"], inputs["b"])
-            run("training with lr = 0", still, [x.clone() for _ in range(2)], 0.0)
+            run("training with lr = 0", still, (x.clone() for _ in range(2)), 0.0)
             record["training with lr = 0.end"] = torch.cat([still.a, still.b]).detach().numpy().copy()
         with contextlib.suppress(Stop):
             flow = HumpFlow()
             batches = tensor(inputs["humps"])
-            run("training on two humps", flow, list(batches), 0.05)
+            run("training on two humps", flow, iter(batches), 0.05)
             record["training on two humps.theta"] = flow.theta.detach().numpy().copy()
     return record
 
@@ -276,9 +297,13 @@ def act_norm(objects, inputs):
     with quiet_world(), contextlib.suppress(Stop):
         dim = inputs["first"].shape[1]
         layer = record.run("construction", lambda: ActNorm(dim))
+        before = {id(p) for p in layer.parameters()} if isinstance(layer, nn.Module) else set()
         record.many("first batch", lambda: layer.forward(tensor(inputs["first"])), "z", "ldj")
         record.many("second batch", lambda: layer.forward(tensor(inputs["second"])), "z", "ldj")
         bijection(record, "", layer, inputs)
+
+        after = {id(p) for p in layer.parameters()} if isinstance(layer, nn.Module) else set()
+        record["replaced"] = torch.tensor(not after <= before).numpy()
 
         def reloaded():
             if not isinstance(layer, nn.Module):
@@ -343,6 +368,14 @@ def invertible_linear(objects, inputs):
                 p.add_(0.3 * torch.randn(p.shape, generator=noise, dtype=p.dtype))
         with Calls() as calls:
             record.run("forward", lambda: layer.forward(tensor(inputs["x"])))
+        def trained():
+            (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(inputs["x"])), "z", "ldj")
+            loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
+            grads = torch.autograd.grad(loss, params, allow_unused=True) if params and loss.requires_grad else ()
+            return torch.cat([torch.zeros(0), *(g.abs().reshape(-1) for g in grads if g is not None)])
+
+        with contextlib.suppress(Stop):
+            record.one("gradient", trained, "sizes")
         record["forward calls"] = torch.tensor([n in calls.names for n in COSTLY]).numpy()
         bijection(record, "", layer, inputs)
     return record

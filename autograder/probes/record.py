@@ -46,10 +46,10 @@ class Record(dict):
         except Complaint as e:
             self.complain(step, "type", e)
         except MemoryError:
-            self.complain(step, "raised", f"{step} ran out of memory")
+            self.complain(step, "raised", f"{words(step)} ran out of memory")
         except BaseException as e:  # a student's class may raise anything at all
             kind = "blocked" if getattr(e, "reference_blocked", False) is True else "raised"
-            self.complain(step, kind, f"{step} raised {type(e).__name__}{colon(one_line(e))}")
+            self.complain(step, kind, f"{words(step)} raised {type(e).__name__}{colon(one_line(e))}")
         raise Stop(step)
 
     def one(self, step, call, name):
@@ -57,11 +57,44 @@ class Record(dict):
         return self.many(step, call, name)[0]
 
     def many(self, step, call, *names):
-        """Record the tensors that `call()` returns (a tuple for several names), and return them."""
-        pairs = self.run(step, lambda: unpack(step, call(), *names))
-        for name, (_, array) in zip(names, pairs):
-            self[f"{step}.{name}"] = array
-        return [v for v, _ in pairs]
+        """Record the tensors that `call()` returns (a tuple for several names), and return them.
+
+        A value of the wrong kind leaves its own complaint under "step.name!" and does not spoil the others; without a
+        usable first one (z of z, ldj) the step has failed.
+        """
+        values = self.run(step, lambda: parts(words(step), call(), *names))
+        found = []
+        for name, value in zip(names, values):
+            try:
+                self[f"{step}.{name}"] = to_array(words(step), name, value)
+                found.append(value)
+            except Complaint as e:
+                self.complain(f"{step}.{name}" if len(names) > 1 else step, "type", e)
+                found.append(None)
+        if found[0] is None:
+            raise Stop(step)
+        return found
+
+
+def words(step):
+    """A step as a student reads it: "D=6 forward" -> "forward (with D = 6)"."""
+    if step.startswith("D="):
+        size, _, rest = step.partition(" ")
+        return f"{rest} (with D = {size[2:]})"
+    return step
+
+
+def parts(step, value, *names):
+    """A returned value as a list with one entry for each name, or a Complaint."""
+    if type(value) is types.GeneratorType:
+        raise Complaint(f"{step} returned a generator (is there a `yield` in it?) where {wanted(names)} is expected")
+    if len(names) == 1:
+        return [value]
+    if type(value) not in (tuple, list):
+        raise Complaint(f"{step} should return {wanted(names)}; it returned {describe(value)}")
+    if len(value) != len(names):
+        raise Complaint(f"{step} should return {wanted(names)}; it returned {len(value)} values")
+    return list(value)
 
 
 def unpack(step, value, *names):
@@ -69,15 +102,7 @@ def unpack(step, value, *names):
 
     Nothing but a torch.Tensor by its true type gets through: torch itself can crash on an object that only says so.
     """
-    if type(value) is types.GeneratorType:
-        raise Complaint(f"{step} returned a generator (is there a `yield` in it?) where {wanted(names)} is expected")
-    if len(names) == 1:
-        value = (value,)
-    elif type(value) not in (tuple, list):
-        raise Complaint(f"{step} should return {wanted(names)}; it returned {describe(value)}")
-    elif len(value) != len(names):
-        raise Complaint(f"{step} should return {wanted(names)}; it returned {len(value)} values")
-    return [(v, to_array(step, n, v)) for n, v in zip(names, value)]
+    return [(v, to_array(step, n, v)) for n, v in zip(names, parts(step, value, *names))]
 
 
 def wanted(names):

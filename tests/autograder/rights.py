@@ -63,6 +63,24 @@ class PairedModule(nn.Module):
         return torch.cat([a, (b - t) / s.exp()], 1)
 
 
+class Listed(nn.Module):
+    """A pair of nets kept in an nn.ModuleList."""
+
+    def __init__(self, nets):
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x):
+        a, b = x.chunk(2, 1)
+        s, t = (n(a) for n in self.nets)
+        return torch.cat([a, s.exp() * b + t], 1), s.sum(1)
+
+    def inverse(self, z):
+        a, b = z.chunk(2, 1)
+        s, t = (n(a) for n in self.nets)
+        return torch.cat([a, (b - t) / s.exp()], 1)
+
+
 class Tuple(nn.Module):
     """The net returns a tuple; a sigmoid scale as in Glow."""
 
@@ -298,7 +316,7 @@ def train_clear_after(flow, batches, lr):
     for batch in batches:
         loss = -flow.log_prob(batch).sum() / len(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 100.0)
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
         losses = torch.cat([losses, loss.detach()[None]])
@@ -535,8 +553,8 @@ def study_tensor(setting):
 
 
 RIGHT = {
-    "coupling": [(Split,), (Pair,), (PairedModule,), (Tuple,), (Masks,), (Loop,), (Single,)],
-    "make_net": [(TwoNets,), (net_zero,), (net_pair,), (net_layer_norm,), (lambda: [TwoNets().alpha and nn.Sequential(nn.Linear(1, 8), nn.Sigmoid(), nn.Linear(8, 1)) for _ in range(2)],)],
+    "coupling": [(Split,), (Pair,), (PairedModule,), (Listed,), (Tuple,), (Masks,), (Loop,), (Single,)],
+    "make_net": [(TwoNets,), (net_zero,), (net_pair,), (net_layer_norm,), (lambda: nn.ModuleList(net_pair()),), (lambda: [TwoNets().alpha and nn.Sequential(nn.Linear(1, 8), nn.Sigmoid(), nn.Linear(8, 1)) for _ in range(2)],)],
     "permute": [(PermuteScatter,), (PermuteMatrix,), (PermuteLists,), (PermuteTensor,), (PermuteNumpy,)],
     "train_flow": [(train_sgd,), (train_by_hand,), (train_clear_after,), (train_scheduled,), (train_prints,)],
     "additive_coupling": [(AdditiveEinsum,), (AdditiveHstack,)],
