@@ -90,6 +90,7 @@ def check(exercise, *objects):
     answers = judge.bank(record_, seed())
     with captured() as printed:
         arrays = probe(objects, answers.inputs)
+    with captured():  # what the misconceptions have to say is nobody's business
         verdict = judge.judge(record_, seed(), arrays)
     memory.update(exercise, score=verdict.score, points=verdict.points)
     if not in_notebook():

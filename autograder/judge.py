@@ -139,20 +139,18 @@ def judge(exercise, seed, arrays):
     if "unsolved" in kinds and score == 0:
         verdict.status = "unsolved"
         return verdict
-    raised = kinds & {"raised", "blocked"}
-    verdict.status = "error" if raised and score == 0 else "wrong"
+    raised = {end(sentence) for kind, sentence in complaints.values() if kind in ("raised", "blocked")}
+    verdict.status = "error" if score == 0 and results[0].sentence in raised else "wrong"
     found = diagnose(exercise, answers, outputs)
     verdict.diagnosis = tuple(f[0] for f in found)
     verdict.sentences = tuple(f[1] for f in found)
     if not found:
-        verdict.sentences = (fallback(results, complaints),)
+        verdict.sentences = (fallback(results),)
     return verdict
 
 
-def fallback(results, complaints):
-    """With no diagnosis: what the code itself complained of, else the first law that broke."""
-    for kind, sentence in complaints.values():
-        return end(sentence)
+def fallback(results):
+    """With no diagnosis the first law that broke speaks, with the smallest input that shows it."""
     lost = next(r for r in results if r.earned < r.points)
     return f"{lost.sentence} {end(lost.example) if lost.example else ''}".strip()
 

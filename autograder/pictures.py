@@ -113,22 +113,22 @@ def curves(key, at, names, title):
     return draw
 
 
-def against_reference(key, at, names=("y",), scale=None):
-    """For a scalar map: yours and the reference's values over the inputs `at` (N,)."""
+def against_reference(keys, at, names, view):
+    """For a scalar map: yours and the reference's values over the inputs `at` (N,), one panel for each key, within `view`."""
 
     def draw(inputs, outputs, reference):
-        figure = plotting.Picture(figsize=(7, 3.4), layout="constrained")
-        ax = figure.subplots()
-        order = np.argsort(inputs[at])
-        x = inputs[at][order]
-        ax.plot(x, reference.arrays[key][order], "-", color=plotting.PALETTE["black"], label="reference", linewidth=3, alpha=0.5)
-        mine = outputs.arrays.get(key)
-        if mine is not None and mine.shape == x.shape:
-            ax.plot(x, mine[order], "--", color=plotting.PALETTE["red"], label="yours", linewidth=2)
-        else:
-            ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
-        ax.set_xlabel("x", fontsize=plotting.FONT), ax.set_ylabel(names[0], fontsize=plotting.FONT)
-        ax.legend(fontsize=plotting.FONT, frameon=False)
+        figure = plotting.Picture(figsize=(11, 3.6), layout="constrained")
+        inside = (inputs[at] >= view[0]) & (inputs[at] <= view[1])
+        x = inputs[at][inside]
+        for ax, key, name in zip(figure.subplots(1, len(keys)), keys, names):
+            ax.plot(x, reference.arrays[key][inside], "-", color=plotting.PALETTE["black"], label="reference", linewidth=4, alpha=0.4)
+            mine = outputs.arrays.get(key)
+            if mine is not None and mine.shape == inside.shape:
+                ax.plot(x, mine[inside], "--", color=plotting.PALETTE["red"], label="yours", linewidth=2)
+            else:
+                ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+            ax.set_xlabel("x", fontsize=plotting.FONT), ax.set_title(name, fontsize=plotting.FONT)
+            ax.legend(fontsize=plotting.FONT - 2, frameon=False)
         return figure
 
     return draw
@@ -168,11 +168,11 @@ def matrices(compare=True):
             if compare:
                 empty(axes[2], "")
             return figure
-        square(axes[0], mine, "yours: dz/dx")
+        square(axes[0], mine, "yours: dz/dx" if compare else "your W, with other weights")
         if compare:
             square(axes[2], mine - theirs, "difference", 1.0)
             return figure
-        square(axes[1], mine @ mine.T, "W times its transpose\n(the identity for a rotation)")
+        square(axes[1], np.linalg.pinv(mine), "what inverse must do")
         if back is not None and back.shape == inputs["x"].shape:
             axes[2].scatter(inputs["x"].ravel(), back.ravel(), color=plotting.PALETTE["red"], s=20)
             axes[2].plot([-4, 4], [-4, 4], ":", color="black")
@@ -218,7 +218,8 @@ def density_on_a_line(x, target, mine):
             ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
         else:
             ax.plot(x, density, color=plotting.PALETTE["blue"], linewidth=2, label="the flow that you trained")
-        ax.legend(fontsize=plotting.FONT, frameon=False), ax.set_xlabel("x", fontsize=plotting.FONT)
+        ax.set_ylim(0, 1.6 * target.max())  # room for the legend above the curves
+        ax.legend(fontsize=plotting.FONT, frameon=False, loc="upper center", ncols=2), ax.set_xlabel("x", fontsize=plotting.FONT)
         return figure
 
     return draw

@@ -24,10 +24,12 @@
 # |---|---|
 # | **You need** | PyTorch tensors and modules; the change of variables formula (lesson 01, repeated below) |
 # | **You write** | `Coupling`, `make_net`, `Permute`, `train_flow`; then NICE, ActNorm, an LU-factored linear layer, Flow++ |
-# | **Time** | about 45 minutes to the trained spirals, twice that for the whole lesson |
+# | **Time** | about an hour to the trained spirals (sections 1 to 5), two and a half for the whole lesson |
+# | **Sources** | the lectures "Normalizing Flows" (Nielsen) and "NF 3" (Banerjee), called "the lecture" below; papers are cited where they come in |
 #
 # Every exercise has a check. It says what is right, what is not, and where to look. `hint("coupling")` gives a hint,
-# `progress()` shows how far you are. Run All works from the start: what is not solved yet is drawn as an empty frame.
+# `progress()` shows how far you are. Run All works from the start: what is not solved yet is drawn as an empty frame
+# (that is what `@show` above an experiment is for). Before an experiment you are asked to predict; the answers fold out.
 
 # %% tags=["setup"]
 import math
@@ -106,11 +108,17 @@ def _():
     ax = figure.subplots()
     ax.loglog(sizes, full, "o-", color=plotting.PALETTE["red"], label="full Jacobian: slogdet")
     ax.loglog(sizes, diagonal, "s--", color=plotting.PALETTE["blue"], label="triangular: sum of the logs of the diagonal")
+    ax.set_xticks(sizes, sizes), ax.minorticks_off()
     ax.set_xlabel("dimensions D", fontsize=14), ax.set_ylabel(f"ms for {batch} points", fontsize=14)
     ax.legend(fontsize=12, frameon=False)
     return figure
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+# Sixteen times the dimensions: by the exponents 4096 times for the full determinant, 16 times for the diagonal. Small sizes are
+# dominated by the overhead of the call, so the curves are flatter on the left.
+# </details>
+#
 # ## 2 · The coupling layer
 #
 # Cut $\mathbf x$ in two halves, $\mathbf x_1 = \mathbf x_{1:d}$ and $\mathbf x_2 = \mathbf x_{d+1:D}$ with $d = D/2$.
@@ -143,8 +151,9 @@ def _():
 # ### Exercise `coupling` · 20 minutes · difficulty 2 of 5 · 10 points
 #
 # Write the layer. `net` maps `(B, d)` to `(B, 2 d)`: the first `d` columns are $\boldsymbol\alpha$, the last `d` are
-# $\boldsymbol\mu$. Useful: `torch.chunk`, `torch.cat`. (If you prefer a net that returns a pair, or a pair of nets, or
-# a softly bounded $\boldsymbol\alpha$: that is fine as well, as long as your `make_net` below fits.)
+# $\boldsymbol\mu$. Useful: `torch.chunk`, `torch.cat`. If you prefer, `net` may be one that returns the pair
+# $(\boldsymbol\alpha, \boldsymbol\mu)$, or an `nn.ModuleList` of two nets, and $\boldsymbol\alpha$ may be softly bounded: that is fine as
+# well, as long as your `make_net` below makes what your `Coupling` takes.
 
 # %% tags=["solution"] nbgrader={"grade_id": "coupling"}
 class Coupling(nn.Module):
@@ -177,17 +186,37 @@ class Coupling(nn.Module):
 check("coupling", Coupling)
 
 # %% [markdown]
-# In the picture, the upper row shows a square grid of data points carried to latent space: vertical lines stay vertical,
-# since $x_1$ is passed on; along each of them $x_2$ is stretched and shifted. The lower row is the density that the layer
-# gives the data when the latent points are normal.
+# In the picture, the first row shows a square grid of data points carried to latent space by a layer with a random net:
+# vertical lines stay vertical and in their places, since $x_1$ is passed on; along each of them $x_2$ is stretched and
+# shifted (on the left, so much squeezed that the lines fall together). The second row carries the grid there and back, which must give the square grid again.
+# The third is the density that the layer gives the data when the latent points are normal.
 #
 # **Predict before you run.** For one point, what are the four numbers of your layer's Jacobian if the net answers
 # $\alpha = x_1$ and $\mu = x_1^2$, at $\mathbf x = (0.5, 2)$? Which of them enters `ldj`?
 
 # %% tags=["show", "compare"]
+def coupling_with(alpha, mu):
+    """Your Coupling with two functions of x1 in the place of a trained net, in the form that it takes."""
+
+    class Function(nn.Module):
+        def __init__(self, f):
+            super().__init__()
+            self.forward = f
+
+    forms = (lambda x1: torch.cat([alpha(x1), mu(x1)], -1)), (lambda x1: (alpha(x1), mu(x1))), nn.ModuleList([Function(alpha), Function(mu)])
+    for net in forms:
+        try:
+            layer = Coupling(net)
+            layer.forward(torch.zeros(5, 2))
+            return layer
+        except (TypeError, ValueError, AttributeError):
+            continue  # your Coupling takes its net in another form
+    return Coupling(forms[0])
+
+
 @show
 def _():
-    layer = Coupling(lambda x1: torch.cat([x1, x1**2], -1))
+    layer = coupling_with(lambda x1: x1, lambda x1: x1**2)
     x = torch.tensor([[0.5, 2.0]])
     z, ldj = layer.forward(x)
     J = torch.func.jacrev(lambda x: layer.forward(x)[0])(x)[0, :, 0]
@@ -197,14 +226,20 @@ def _():
 
 # %% [markdown]
 # **What a wrong sign does.** The log-determinant is easily returned with the sign of the *inverse* map. Nothing crashes then:
-# the loss even falls. But the "density" is not one any more. Below, the same layer with the right `ldj` and with its sign
-# turned; the integral over the plane tells them apart. **Predict:** which of the two integrals is 1, and can you say
-# whether the other is larger or smaller than 1?
+# the loss even falls. But the "density" is not one any more. Below, a layer with $\alpha = 0.8 + 0.5\,x_1$ and $\mu = \sin 2x_1$, with the
+# right `ldj` and with its sign turned; the integral over the plane tells them apart. **Predict:** which of the two integrals
+# is 1, and is the other larger or smaller than 1?
+#
+# <details><summary>Answer</summary>
+# With the right sign it is 1. With the wrong one, the density is multiplied by $e^{-2\alpha}$ at every point, so the integral is
+# $\mathbb E[e^{-2\alpha}]$ over $x_1 \sim \mathcal N(0, 1)$, here $e^{-1.6}\,\mathbb E[e^{-x_1}] = e^{-1.6 + 0.5} = 0.33$. For another layer it may exceed 1: then the
+# claimed likelihoods are better than any true density could make them.
+# </details>
 
 # %% tags=["show"]
 @show
 def _():
-    layer = Coupling(lambda x1: torch.cat([0.8 + 0.5 * x1, torch.sin(2 * x1)], -1))
+    layer = coupling_with(lambda x1: 0.8 + 0.5 * x1, lambda x1: torch.sin(2 * x1))
     limits, n = (-5, 5, -5, 5), 300
     x = torch.from_numpy(plotting.grid_points(limits, n))
     z, ldj = layer.forward(x)
@@ -224,6 +259,11 @@ def _():
 #
 # **Predict:** if the net were linear, $\alpha = a x_1 + b$ and $\mu = c x_1 + e$ with numbers $a, b, c, e$, what could the
 # vertical lines of the grid do, and what could they not?
+#
+# <details><summary>Answer</summary>
+# From left to right their height would grow (or shrink) exponentially, and their middles would lie on a straight line. They could
+# not, for example, move up, down, and up again, as the sine above makes them do.
+# </details>
 #
 # ### Exercise `make_net` · 10 minutes · difficulty 1 of 5 · 5 points
 #
@@ -296,6 +336,10 @@ def _():
 #
 # **Predict:** which of the two is its own inverse?
 #
+# <details><summary>Answer</summary>
+# The reverse. Shuffling twice with [1, 2, 0, 3] gives [2, 0, 1, 3]; only the third time everything is back in its place.
+# </details>
+#
 # ### Exercise `permute` · 8 minutes · difficulty 1 of 5 · 5 points
 #
 # Write the layer for any `order`. `Reverse` is then nothing new: it is `Permute([D-1, ..., 1, 0])`.
@@ -344,14 +388,15 @@ def _():
 # = \underbrace{\mathbb E_{p}\left[-\log p(\mathbf x)\right]}_{\text{entropy } H(p)}
 # + \underbrace{\mathbb E_{p}\left[\log \frac{p(\mathbf x)}{q_\theta(\mathbf x)}\right]}_{\mathrm{KL}(p\,\|\,q_\theta)\ \ge\ 0}.$$
 #
-# For the two spirals $H(p) = 2.646$ nats. So a loss alone says little, but the **gap** `loss - entropy` is the distance
+# For the two spirals $H(p) = 2.645$ nats. So a loss alone says little, but the **gap** `loss - entropy` is the distance
 # from perfection, KL$(p\|q_\theta)$. The lecture's own solution ends at a loss of 2.937, a gap of 0.29 nats.
 #
 # ### Exercise `train_flow` · 15 minutes · difficulty 2 of 5 · 10 points
 #
 # Write the loop: for every batch compute the loss, move the parameters with `torch.optim.Adam`, and keep the loss as a
-# plain `float`. A flow has `parameters()`, `log_prob(x) -> (B,)` and `sample(n) -> (n, D)`. `batches` is anything to
-# iterate over; it has no length.
+# plain number (`loss.item()`). A flow has `parameters()`, `log_prob(x) -> (B,)` and `sample(n) -> (n, D)`. `batches` is something
+# to run through with `for`; it has no length. (Real projects often clip the gradient's norm before the step, since an
+# exponential now and then makes one enormous. You may; it is not needed here.)
 
 # %% tags=["solution"] nbgrader={"grade_id": "train_flow"}
 def train_flow(flow, batches, lr):
@@ -379,6 +424,11 @@ check("train_flow", train_flow)
 # one to two minutes; the stop button ends it early and keeps what was learnt.
 #
 # **Predict:** which part of the spirals will be right first, which last?
+#
+# <details><summary>Answer</summary>
+# The outer arms come first: there is much room between them. The inner windings lie close together, and the flow has to pull
+# them apart through all its layers; there the density stays a little blurred to the end.
+# </details>
 
 # %% tags=["show"]
 def coupling_flow(layers=12):
@@ -398,7 +448,7 @@ def train_and_watch(flow, target, legs, size=256):
 
     def draw(step):
         figure, axes = plotting.side_by_side(2, ["the flow's density", "data"], size=3.6)
-        plotting.density(axes[0], flow.log_prob, target.limits, n=100)
+        plotting.density(axes[0], flow.log_prob, target.limits, n=100, top=float(spiral_density.max().exp()))
         plotting.samples(axes[1], target.sample(3000, seed=2), target.limits)
         return figure
 
@@ -413,7 +463,7 @@ def _():
     global spiral_flow
     settings.seed(1)
     spiral_flow = coupling_flow()
-    legs = [(2e-3, settings.steps(3000, 20)), (5e-4, settings.steps(1500, 10)), (1e-4, settings.steps(500, 5))]
+    legs = [(1e-3, settings.steps(3500, 20)), (3e-4, settings.steps(1000, 10)), (1e-4, settings.steps(500, 5))]
     losses = train_and_watch(spiral_flow, spirals, legs)
     print(f"loss of the last 100 batches {np.mean(losses[-100:]):.3f} nats, entropy {spirals.entropy:.3f} nats")
     print(f"gap to the entropy: {gap(spiral_flow, spirals):.3f} nats (the lecture's solution: 0.29)")
@@ -436,15 +486,16 @@ def _():
     with torch.no_grad():
         log_q = spiral_flow.log_prob(spiral_grid).reshape(100, 100)
     plotting.density(axes[2], spiral_density, spirals.limits)
-    plotting.density(axes[3], log_q, spirals.limits)
+    plotting.density(axes[3], log_q, spirals.limits, top=float(spiral_density.max().exp()))
     left, right, bottom, top = spirals.limits
     overlap = float(torch.minimum(spiral_density, log_q).exp().mean()) * (right - left) * (top - bottom)
     print(f"overlap of the two densities, the integral of min(p, q): {overlap:.2f} (1 would be perfect)")
     return figure
 
 # %% [markdown]
-# What does the flow do to space? Below, a grid of *data* is carried to latent space layer by layer. Look at the thin
-# bridges: a continuous map cannot tear a normal cloud in two, so between the arms a thread of probability remains.
+# Look at the thin bridges between the arms: the map is continuous and cannot tear a normal cloud in two, so a thread of
+# probability remains. What does the flow do to space on its way? Below, the data are carried to latent space, a third of the
+# layers at a time; the two arms keep their colours, and the shade tells how far from the centre of the spiral a point began.
 
 # %% tags=["show"]
 @show
@@ -454,12 +505,18 @@ def _():
     layers = list(spiral_flow.transform)
     stops = [0, len(layers) // 3, 2 * len(layers) // 3, len(layers)]
     figure, axes = plotting.side_by_side(len(stops), [f"after {s // 2} layers" for s in stops], size=3.4)
-    x = spirals.sample(3000, seed=4)
+    x = spirals.sample(6000, seed=4)
+    # The arm of a point: on an arm, angle and radius turn together.
+    radius = x.norm(dim=1)
+    arm = torch.cos(torch.atan2(x[:, 1], -x[:, 0]) - 3 * radius)
+    shade = (torch.where(arm > 0, 1.0, -1.0) * (0.25 + radius / 4)).numpy()
     with torch.no_grad():
         for i in range(len(layers) + 1):
             if i in stops:
-                span = 1.1 * float(x.abs().quantile(0.998))
-                plotting.samples(axes[stops.index(i)], x, (-span, span, -span, span))
+                low, high = x.quantile(0.01, 0), x.quantile(0.99, 0)
+                ax = axes[stops.index(i)]
+                ax.scatter(*x.T.numpy(), c=shade, s=3, cmap="PuOr", vmin=-1.2, vmax=1.2, linewidths=0)
+                ax.set_xlim(low[0] - 0.3, high[0] + 0.3), ax.set_ylim(low[1] - 0.3, high[1] + 0.3), ax.set_xticks([]), ax.set_yticks([])
             if i < len(layers):
                 x = layers[i].forward(x)[0]
     return figure
@@ -469,10 +526,14 @@ def _():
 #
 # The coupling layer began without a scale (NICE: Dinh, Krueger & Bengio 2015): $\mathbf z_2 = \mathbf x_2 + \mathrm{net}(\mathbf x_1)$.
 # What is lost? The Jacobian has only ones on its diagonal, so $\log|\det| = 0$ everywhere: the layer moves volume about but
-# never changes it. Then $\log p(\mathbf x) = \log p(\mathbf z)$, so every *level* of the density keeps its area.
+# never changes it. Then $\log p(\mathbf x) = \log p(\mathbf z)$: the set where the density exceeds a level keeps its area.
 #
 # **Predict:** the base density is at most $1/2\pi \approx 0.16$. How large can the density of a flow get that is made of such
 # layers and permutations only? What does that mean for narrow shapes?
+#
+# <details><summary>Answer</summary>
+# No larger than 0.159, the base's own maximum. A narrow shape needs a high density on a small area, and cannot get it.
+# </details>
 #
 # ### Exercise `additive_coupling` · 8 minutes · difficulty 1 of 5 · 5 points
 #
@@ -506,8 +567,8 @@ class AdditiveCoupling(nn.Module):
 check("additive_coupling", AdditiveCoupling)
 
 # %% [markdown]
-# The experiment: a flow of eight additive layers, trained on a pinwheel with five narrow arms. The highest density it reaches is
-# printed beside the target's.
+# The experiment: a flow of eight additive layers, trained on a pinwheel with five narrow arms. Both pictures have the same
+# scale of colours; the highest densities are printed.
 
 # %% tags=["show"]
 @show
@@ -522,11 +583,13 @@ def _():
     with live.interruptible():
         train_flow(flow, live.batches(target.sample, settings.steps(800, 10), 256), 2e-3)
     figure, axes = plotting.side_by_side(2, ["density of the data", "eight additive layers"])
-    plotting.density(axes[0], target.log_prob, target.limits)
-    plotting.density(axes[1], flow.log_prob, target.limits)
     x = torch.from_numpy(plotting.grid_points(target.limits, 200))
     with torch.no_grad():
-        print(f"highest density: data {float(target.log_prob(x).max().exp()):.3f}, flow {float(flow.log_prob(x).max().exp()):.3f}, base {1 / (2 * math.pi):.3f}")
+        log_p, log_q = target.log_prob(x).reshape(200, 200), flow.log_prob(x).reshape(200, 200)
+    top = float(log_p.max().exp())
+    plotting.density(axes[0], log_p, target.limits, top=top)
+    plotting.density(axes[1], log_q, target.limits, top=top)
+    print(f"highest density: data {top:.3f}, flow {float(log_q.max().exp()):.3f}, base {1 / (2 * math.pi):.3f}")
     print(f"gap to the entropy: {gap(flow, target):.3f} nats")
     return figure
 
@@ -535,9 +598,10 @@ def _():
 #
 # ## 7 · ActNorm: starting well
 #
-# Deep flows train badly when the numbers inside them are far from one. *ActNorm* (Glow: Kingma & Dhariwal 2018) scales and
+# Deep flows train badly when the numbers inside them are far from unit size. *ActNorm* (Glow: Kingma & Dhariwal 2018) scales and
 # shifts every dimension $i$ with two learnt numbers, $z_i = x_i\, e^{s_i} + t_i$, with $\mathbf s, \mathbf t \in \mathbb R^{D}$. The trick
-# is the start: they are chosen from the *first batch* that comes along, so that it leaves with mean zero and variance one.
+# is the start: they are chosen from the *first batch* that comes along, so that it leaves with mean zero and variance one
+# (with either estimate of the variance).
 # After that they are ordinary parameters. (Batch normalisation would use every batch's own numbers: then a point's latent
 # value would depend on its neighbours in the batch, and density and sampling would not match.)
 #
@@ -545,6 +609,12 @@ def _():
 #
 # **Predict:** somebody remembers with `self.seen = True` that the first batch has passed. What happens when the trained flow is
 # saved and loaded into a fresh one with `load_state_dict`?
+#
+# <details><summary>Answer</summary>
+# A plain attribute is not part of the `state_dict`: the fresh layer has not seen anything, and the first batch after loading
+# overwrites the numbers that were learnt. A buffer is saved. (And the parameters should be *filled*, not replaced: an optimiser that
+# was made before the first batch holds on to the old objects.)
+# </details>
 #
 # ### Exercise `act_norm` · 15 minutes · difficulty 3 of 5 · 8 points
 #
@@ -604,11 +674,15 @@ check("act_norm", ActNorm)
 # **Predict:** batches are rows, `x` is `(B, D)`. Is it `x @ W` or `x @ W.T` that multiplies each row's vector by $\mathbf W$? Does the
 # determinant care?
 #
+# <details><summary>Answer</summary>
+# `x @ W.T`: row b of it is $(\mathbf W \mathbf x_b)^\top$. A matrix and its transpose have the same determinant, so `ldj` does not care, and a flow
+# with `x @ W` learns as well; but `inverse` must undo the one that `forward` does.
+# </details>
+#
 # ### Exercise `invertible_linear` · 15 minutes · difficulty 3 of 5 · 8 points
 #
-# `forward` must not call a determinant or an inverse; `inverse` may. A fresh layer must be invertible, and not the
-# identity only: small random numbers in both triangles do. Useful: `torch.tril`, `torch.triu`, `torch.diag`,
-# `torch.linalg.solve_triangular`.
+# `forward` must not call a determinant or an inverse; `inverse` may. All of $\mathbf L$, $\mathbf U$ and $\mathbf s$ are trained; small random numbers are a
+# good start for both triangles. Useful: `torch.tril`, `torch.triu`, `torch.diag`, `torch.linalg.solve_triangular`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "invertible_linear"}
 class InvertibleLinear(nn.Module):
@@ -648,9 +722,41 @@ class InvertibleLinear(nn.Module):
 check("invertible_linear", InvertibleLinear)
 
 # %% [markdown]
+# Do they help? Three small flows on two moons that have been blown up and moved far from the origin, as raw data often are: with
+# reversals only, with your ActNorm in front of every layer, and with your learnt mixing in the place of the reversals as well. The entropy of
+# the moved data is that of the moons plus $2 \log 8$, so the gap is known here too. **Predict** the order of the three curves at their left end.
+
+# %% tags=["show"]
+@show
+def _():
+    moons = toys.get("two_moons")
+    floor = moons.entropy + 2 * math.log(8)
+
+    def sample(n, seed=None):
+        return 8 * moons.sample(n, seed=seed) + 40
+
+    flows = {
+        "reversals": lambda: [Coupling(make_net()), Permute([1, 0])],
+        "ActNorm, reversals": lambda: [ActNorm(2), Coupling(make_net()), Permute([1, 0])],
+        "ActNorm, learnt mixing": lambda: [ActNorm(2), Coupling(make_net()), InvertibleLinear(2)],
+    }
+    figure = plotting.Picture(figsize=(8, 4), layout="constrained")
+    ax = figure.subplots()
+    for (name, layers), colour, style in zip(flows.items(), ("red", "blue", "green"), (":", "--", "-")):
+        settings.seed(0)
+        flow = Flow(StandardNormal(2), Compose([layer for _ in range(4) for layer in layers()]))
+        with live.interruptible():
+            losses = np.array(train_flow(flow, live.batches(sample, settings.steps(500, 20), 256, label=name), 2e-3))
+            width = min(20, len(losses))
+            ax.plot(np.convolve(losses - floor, np.ones(width) / width, "valid"), style, color=plotting.PALETTE[colour], linewidth=2, label=name)
+    ax.set_yscale("log"), ax.set_xlabel("batch", fontsize=14), ax.set_ylabel("gap to the entropy (nats)", fontsize=14)
+    ax.legend(fontsize=12, frameon=False)
+    return figure
+
+# %% [markdown]
 # ## 9 · Flow++: more than scale and shift
 #
-# Given $x_1$, an affine layer can only move and stretch the line of all $x_2$: one hump stays one hump. *Flow++* (Ho et al. 2019,
+# Given $x_1$, an affine layer can only move and stretch the line of all $x_2$: there, one hump stays one hump. *Flow++* (Ho et al. 2019,
 # section 3.2) bends that line with any increasing function made of $K$ sigmoid steps. Let $\sigma(u) = 1/(1+e^{-u})$, weights
 # $\pi_k > 0$ with $\sum_k \pi_k = 1$, means $m_k$ and log-scales $s_k$. The CDF of a mixture of logistic distributions is
 #
@@ -668,6 +774,8 @@ check("invertible_linear", InvertibleLinear)
 #
 # $$\frac{dy}{dx} = \frac{F'}{F} + \frac{F'}{1-F} = \frac{F'}{F(1-F)},\qquad
 # F'(x) = \sum_k \pi_k\, \sigma(u_k)\,\sigma(-u_k)\, e^{-s_k},\quad u_k = (x-m_k)e^{-s_k}.$$
+#
+# (In the code below, `F` is PyTorch's `torch.nn.functional`; the CDF $F$ never gets a name of its own.)
 #
 # **Predict:** in float32, what is $1 - F(x)$ when $x$ is 20 scales above every mean? And its logarithm?
 
@@ -706,7 +814,8 @@ check("mix_logit_cdf", mix_logit_cdf)
 
 # %% [markdown]
 # There is no formula for the inverse of this map, but it increases, so *bisection* finds it: keep an interval that holds the
-# answer, look at its middle, throw half of it away. Sixty halvings shrink an interval of length 1000 to $10^{-15}$.
+# answer, look at its middle, throw half of it away. Sixty halvings shrink an interval of length 1000 to $10^{-15}$. (The net
+# need not be asked again for that: its answer for $\mathbf z_1$ stays the same.)
 #
 # ### Exercise `mix_coupling` · 25 minutes · difficulty 5 of 5 · 10 points
 #
@@ -779,23 +888,23 @@ def _():
     print(f"gap to the entropy: {gap(mix_flow, spirals):.3f} nats")
     figure, axes = plotting.side_by_side(2, ["samples of the mixture flow", "its density"])
     plotting.samples(axes[0], mix_flow.sample(8000), spirals.limits)
-    plotting.density(axes[1], mix_flow.log_prob, spirals.limits)
+    plotting.density(axes[1], mix_flow.log_prob, spirals.limits, n=120, top=float(spiral_density.max().exp()))
     return figure
 
 # %% [markdown]
-# Sampling now costs a bisection for each layer, some seventy evaluations of the map (the net is asked only once): expressive
-# layers are cheap in one direction at least. Autoregressive flows, the next lesson, carry that trade further.
+# Sampling now costs a bisection for each layer, one evaluation of the map for each halving: expressive layers are cheap in
+# one direction at least. Autoregressive flows, the next lesson, carry that trade further.
 #
 # ## 10 · Bonus: a study of your own
 #
 # What makes a coupling flow good? Layers, hidden units, depth, activation, the way of mixing, the learning rate? Pick
-# **one** knob, turn it, and see. Difference of seeds matters: a small effect may be luck.
+# **one** knob, turn it, and see. Runs differ by their seed, so a small effect may be luck.
 #
 # ### Exercise `bonus_study` · 20 minutes · difficulty 3 of 5 · 2 bonus points
 #
 # `study(setting)` trains a flow in which one thing depends on the integer `setting` (at least 1: say, the number of layers) and
-# returns its gap to the entropy in nats, as a float. Use `settings.steps(normal, fast)` for the number of batches: the check runs the
-# fast form with settings 1 and 4.
+# returns its gap to the entropy in nats, as a float. Write `settings.steps(600, 30)` for the number of batches: that is 600, or
+# 30 in the *fast mode* in which the check runs `study(1)` and `study(4)`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "bonus_study"}
 def study(setting):
@@ -842,7 +951,7 @@ def _():
 # |---|---|---|---|
 # | `Coupling` | half the coordinates: scale and shift | $\sum_i \alpha_i$ | closed form |
 # | `AdditiveCoupling` | half the coordinates: shift | 0 | closed form |
-# | `MixCoupling` | half the coordinates: any increasing map | sum of log-slopes | bisection |
+# | `MixCoupling` | half the coordinates: a mixture of sigmoid steps | sum of log-slopes | bisection |
 # | `Permute` | nothing, it mixes | 0 | the other order |
 # | `InvertibleLinear` | everything, linearly | $\sum_i s_i$ | two triangular solves |
 # | `ActNorm` | scale and shift of each coordinate | $\sum_i s_i$ | closed form |

@@ -1,4 +1,5 @@
 """Lesson 02, coupling flows: references, inputs, cases, misconceptions, hints and pictures of its exercises."""
+import copy
 import re
 
 import numpy as np
@@ -140,13 +141,17 @@ def increasing(a, b):
 
 
 def gradients_reach_net(inputs, outputs, prefix):
-    got = float(outputs[prefix + "gradient.along"])
-    want = laws.directional(outputs[prefix + "gradient.nudged"])
+    gradient_arrives(outputs, prefix, "z and ldj", "the weights of `net`")
+
+
+def gradient_arrives(outputs, prefix, what, where):
+    """The student's autograd against differences of the student's own values along one direction."""
+    got, want = float(outputs[prefix + "gradient.along"]), laws.directional(outputs[prefix + "gradient.nudged"])
     if abs(want) < 1e-9:
-        raise Fail("The net has no influence on z or ldj.")
+        raise Fail(f"{what} do not depend on {where}.")
     if abs(got - want) > 1e-3 * (1 + abs(want)):
-        what = "No gradient" if got == 0 else "Not the whole gradient"
-        raise Fail(f"{what} of z and ldj reaches the weights of `net`, so training would not work.")
+        how = "No gradient" if got == 0 else "Not the whole gradient"
+        raise Fail(f"{how} of {what} reaches {where}, so training would not work.")
 
 
 BIJECTION = ("forward.z", "forward.ldj", "inverse.x", "x after", "z after")
@@ -380,9 +385,7 @@ def net_shape(inputs, outputs, reference):
 
 def net_trains(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
-    n = outputs["parameters"]
-    if n.size == 0:
-        raise Fail("The net has no parameters that an optimiser could train.")
+    weights_of(outputs)
     if bool(outputs["shared"]):
         raise Fail("Two calls of make_net return nets that share their weights; every coupling layer needs its own.")
     reached = outputs["gradient.sizes"] > 0
@@ -390,8 +393,20 @@ def net_trains(inputs, outputs, reference):
         raise Fail(f"{(~reached).sum()} of the {len(reached)} weight tensors of the net get no gradient.")
 
 
+def weights_of(outputs):
+    """Fail, with the reason, unless the net has weights that can be trained."""
+    if outputs["parameters"].size:
+        return
+    if outputs["frozen"]:
+        raise Fail("The net has weights, but none of them asks for a gradient.")
+    if outputs["module"]:
+        raise Fail("PyTorch finds no weights in the net: layers in a plain list, say, are not registered.")
+    raise Fail("What make_net returns is a plain function without weights; a net is an nn.Module.")
+
+
 def net_bends(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
+    weights_of(outputs)
     y = outputs["net with other weights.output"]
     if y.shape != (61, 2):
         raise Fail(f"On 61 rows the net returns shape {y.shape}.")
@@ -407,6 +422,7 @@ def net_bends(inputs, outputs, reference):
 
 def net_signs(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
+    weights_of(outputs)
     low, high = outputs["shakes.low"], outputs["shakes.high"]  # over eight draws of the weights
     for name, never in (("negative", low.min(0) >= 0), ("positive", high.max(0) <= 0)):
         if never.any():
@@ -465,6 +481,17 @@ def frozen_net():
     return (make,)
 
 
+class ListNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 2)]
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 MAKE_NET = Exercise(
     id="make_net", title="A net for the coupling layer", minutes=10, difficulty=1,
     hints=(
@@ -480,6 +507,8 @@ MAKE_NET = Exercise(
         Misconception("sigmoid_last", "extra term", "net", "The last layer ends in a function that squeezes its output to (0, 1), so alpha and mu are not free.", net_of(linear(1, 32), nn.Tanh, linear(32, 2), nn.Sigmoid)),
         Misconception("shared_net", "state", "parameters", "make_net returns the same net at each call, so all coupling layers would share their weights.", shared_net),
         Misconception("frozen_net", "detached", "parameters", "The net's weights do not ask for gradients, so nothing would be trained.", frozen_net),
+        Misconception("layers_in_a_list", "state", "parameters", "The net keeps its layers in a plain list, where PyTorch does not find their weights; nn.Sequential and nn.ModuleList register them.", lambda: (ListNet,)),
+        Misconception("no_weights", "type", "net", "make_net returns a plain function without weights; there is nothing to train in it.", lambda: (lambda: (lambda x: torch.cat([x, x**2], -1)),)),
         Misconception("dropout", "extra term", "net", "The net contains dropout: it draws new random numbers at each call, so inverse cannot undo forward.", net_of(linear(1, 32), nn.Tanh, lambda: nn.Dropout(0.3), linear(32, 2))),
         Misconception("batch_norm", "extra term", "net", "The net contains batch normalisation: its answer for one point depends on the rest of the batch.", net_of(linear(1, 32), lambda: nn.BatchNorm1d(32), nn.Tanh, linear(32, 2))),
     ),
@@ -504,6 +533,8 @@ def permute_inputs(rng):
 
 def permuted(inputs, outputs, reference):
     x, z = inputs["x"], outputs["forward.z"]
+    if not np.array_equal(outputs["x after"], x):
+        raise Fail("forward changed its input `x` in place: the caller's tensor was overwritten.")
     laws.expect("z", x, z, x[:, inputs["order"]], why=f" for order = {inputs['order'].tolist()}")
 
 
@@ -590,21 +621,23 @@ def affine_nll(inputs, params):
 
 def training(inputs, outputs):
     """What a run did, in words: a training loop is free in everything else."""
-    losses, diary, end_ = outputs["training.losses"], outputs["training.diary"], outputs["training.end"]
+    diary, end_ = outputs["training.diary"], outputs["training.end"]
+    losses = outputs.arrays.get("training.losses", np.zeros(0))
+    if not len(diary):
+        raise Fail("The flow that was passed in was never asked for log_prob: was a copy trained in its place?")
     start = np.concatenate([inputs["a"], inputs["b"]])
-    nll, _ = affine_nll(inputs, start)
     n, D = inputs["x"].shape
-    readings = {"nll": nll, "-nll": -nll, "sum": nll * n, "-sum": -nll * n, "per dimension": nll / D}
-    first = losses[0] if len(losses) else np.nan
-    loss = next((k for k, v in readings.items() if np.isclose(first, v, rtol=1e-5)), "other")
     stops = np.concatenate([diary, end_[None]])
     # Whoever looks at the likelihood twice between two steps stands still in between: that is no step.
     moved = np.append(True, np.abs(np.diff(stops, axis=0)).max(1) > 1e-12)
     stops = stops[moved]
     values = [affine_nll(inputs, p)[0] for p in stops]
     slopes = [affine_nll(inputs, p)[1] for p in stops[:-1]] or [affine_nll(inputs, start)[1]]
-    if loss == "other" and len(values) > 1 and np.isclose(first, values[1], rtol=1e-5):
-        loss = "after the step"
+    true = np.array(values[:-1]) if len(values) > 1 else np.array(values)
+    readings = {"nll": true, "-nll": -true, "sum": true * n, "-sum": -true * n, "per dimension": true / D, "after the step": np.array(values[1:])}
+    if len(values) == 1:  # nothing moved: every loss is the first one
+        readings = {k: np.resize(v, len(losses)) for k, v in readings.items() if len(v)}
+    loss = next((k for k, v in readings.items() if len(losses) == len(v) and np.allclose(losses, v, rtol=1e-5)), "other" if len(losses) else "none")
     grad = outputs["training.grad"]
     if not np.any(grad):
         gradient = "none left"
@@ -615,7 +648,7 @@ def training(inputs, outputs):
     return {
         "loss": loss, "count": len(losses), "steps": len(stops) - 1, "backward": bool(outputs["training.backwards"]),
         "downhill": "down" if values[-1] < values[0] - 1e-9 else "up" if values[-1] > values[0] + 1e-9 else "flat",
-        "gradient": gradient, "graph": bool(outputs["training.graph"]), "lr": "used" if np.allclose(still, start, atol=1e-9) else "ignored",
+        "gradient": gradient, "graph": bool(outputs.arrays.get("training.graph", False)), "lr": "used" if np.allclose(still, start, atol=1e-9) else "ignored",
     }
 
 
@@ -627,12 +660,13 @@ def parallel(a, b):
 
 def trained_losses(inputs, outputs, reference):
     t = training(inputs, outputs)
+    outputs["training.losses"]
     if t["count"] != 3:
         raise Fail(f"For 3 batches there are {t['count']} losses; there should be one for each.")
     if t["loss"] != "nll":
         nll, _ = affine_nll(inputs, np.concatenate([inputs["a"], inputs["b"]]))
-        raise Fail("The first loss is not the mean negative log-likelihood of the first batch.",
-                   f"expected {nll:.4f}, got {outputs['training.losses'][0]:.4f}")
+        raise Fail("The losses are not the mean negative log-likelihoods of the batches, each before its own step.",
+                   f"the first should be {nll:.4f}; you have {laws.point(outputs['training.losses'])}")
     if t["graph"]:
         raise Fail("The losses still hold their computation graphs, which fill the memory batch by batch; plain numbers are asked for.")
 
@@ -755,6 +789,7 @@ TRAIN_FLOW = Exercise(
         Misconception("no_backward", "missing term", "gradient", "The loss is never sent backward, so there are no gradients to step along.", looping(back=False)),
         Misconception("zeroed_before_step", "order", "gradient", "The gradients are cleared between the backward pass and the step, so the step has none to go along.", looping(zero_late=True)),
         Misconception("loss_after_step", "order", "loss", "The loss that is written down is computed anew after the step; it should be the one that the step was made for.", looping(look_again=True)),
+        Misconception("copy_trained", "wrong function", "parameters", "A copy of the flow is trained; the flow that was passed in stays where it was.", lambda: (lambda flow, batches, lr: plain_train(copy.deepcopy(flow), batches, lr),)),
         Misconception("graph_kept", "detached", "loss", "The list holds the loss tensors themselves, with all that they were computed from, instead of plain numbers.", looping(keep=lambda v: v)),
         Misconception("lr_ignored", "constant", "parameters", "The argument `lr` is not passed on to the optimiser.", looping(rate=1e-3)),
         Misconception("first_batch_only", "order", "value", "Only the first batch is used: the function returns from inside the loop.", looping(first_only=True)),
@@ -951,6 +986,14 @@ def reload_kept(inputs, outputs, reference):
         raise Fail(f"A layer that was loaded with load_state_dict does not map a batch as the saved one did.{again}")
 
 
+def act_norm_ldj(inputs, outputs, reference):
+    laws.shapes(inputs, outputs)
+    laws.ldj_is_log_det(inputs, outputs)
+    first, later = outputs["first batch.ldj"], outputs["forward.ldj"]
+    if first.shape != (len(inputs["first"]),) or not np.allclose(first, later[0], rtol=1e-4):
+        raise Fail("`ldj` of the first batch is not that of the scale which the first batch set.")
+
+
 def scale_is_trained(inputs, outputs, reference):
     sizes = outputs["gradient.sizes"]
     if sizes.size < 2 * inputs["x"].shape[1] or (sizes <= 0).any():
@@ -1007,8 +1050,8 @@ def act_norm_features(inputs, outputs):
         for std in (x.std(0), x.std(0, ddof=1)):  # either estimate of the variance is right
             readings = {"ok": (x - mean) / std, "variance": (x - mean) / std**2, "centred only": x - mean, "scaled only": x / std,
                         "multiplied": (x - mean) * std, "multiplied, shift divided": x * std - mean / std, "shift not scaled": x / std - mean,
-                        "rows": (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), "all": (x - x.mean()) / x.std()}
-            first = next((k for k, v in readings.items() if z.shape == v.shape and np.allclose(z, v, rtol=1e-3, atol=1e-3)), first)
+                        "rows": (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), "all": (x - x.mean()) / x.std(), "all, ddof": (x - x.mean()) / x.std(ddof=1)}
+            first = next((k for k, v in readings.items() if z.shape == v.shape and np.allclose(z, v, rtol=1e-3, atol=1e-3)), first).removesuffix(", ddof")
     except Fail as e:
         first = e.sentence
     return {"first": first, "second": of(second_batch_kept), "reload": of(reload_kept), "trained": of(scale_is_trained),
@@ -1101,7 +1144,7 @@ ACT_NORM = Exercise(
         Case("the first batch leaves with mean 0 and variance 1", 2, first_batch_normalised),
         Case("the second batch keeps the numbers of the first", 1, second_batch_kept),
         Case("a loaded layer does not start again", 1, reload_kept),
-        Case("ldj = log|det dz/dx|, one for each row", 2, once(lambda i, o: (laws.shapes(i, o), laws.ldj_is_log_det(i, o)))),
+        Case("ldj = log|det dz/dx|, one for each row", 2, act_norm_ldj),
         Case("inverse undoes forward, and forward inverse", 1, once(laws.round_trip)),
         Case("scale and shift are trained", 1, scale_is_trained),
     ),
@@ -1114,7 +1157,7 @@ ACT_NORM = Exercise(
         wrong("log_scale_sign", "sign", "state", "The scale is set to the standard deviation instead of to one over it: the logarithm's sign is turned.", start=start_by_positive_log),
         wrong("parameters_replaced", "state", "parameters", "The first batch puts new parameters in the place of the old ones; an optimiser that was made before goes on training the old ones.", start=start_by_new_parameters),
         wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std(correction=0) * torch.ones(x.shape[1]))),
-        wrong("buffers_only", "detached", "parameters", "Scale and shift are not parameters, so they would stay what the first batch made them.", scale_shift=buffers_only),
+        wrong("buffers_only", "detached", "parameters", "No gradient reaches scale and shift (are they parameters, and nothing detached?), so they would stay what the first batch made them.", scale_shift=buffers_only),
         wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: where the layer divides by a large number it shrinks space.", ldj=lambda self, x: -self.log_scale.sum() * torch.ones(len(x))),
         wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_scale.sum()),
         wrong("ldj_no_sum", "shape", "ldj", "`ldj` still has one number for each dimension: the sum is missing.", ldj=lambda self, x: self.log_scale.expand(len(x), -1)),
@@ -1187,9 +1230,9 @@ def linear_features(inputs, outputs):
         except Fail:
             shape = e.sentence
     calls = [n for n, c in zip(COSTLY, outputs.arrays.get("forward calls", ())) if c]
-    trained = int((outputs.arrays.get("gradient.sizes", np.zeros(0)) > 0).sum())
+    trained = "enough" if (outputs.arrays.get("gradient.sizes", np.zeros(0)) > 0).sum() >= inputs["x"].shape[1] ** 2 else "too few"
     return {"matrix": shape, "calls": str(bool(calls)), "ldj": ldj_category(inputs, outputs),
-            "inverse": inverse_category(inputs, outputs, own_affine), "trained": str(trained), "complaints": str(sorted(outputs.complaints().values()))}
+            "inverse": inverse_category(inputs, outputs, own_affine), "trained": trained, "complaints": str(sorted(outputs.complaints().values()))}
 
 
 class PlainLinear(nn.Module):
@@ -1225,8 +1268,8 @@ wrong = deviating(PlainLinear)
 LINEAR = Exercise(
     id="invertible_linear", title="An LU-factored linear layer", minutes=15, difficulty=3,
     hints=(
-        "`tril(-1)` and `triu(1)` cut the strict triangles out of a square parameter; add the identity to the one and `torch.diag(log_s.exp())` to the other.",
-        "The determinant of a product is the product of the determinants, and that of a triangular matrix is its diagonal's product: only log_s is left. For the inverse, `torch.linalg.solve_triangular` undoes one factor after the other (or invert W, which is allowed there).",
+        "`tril(-1)` and `triu(1)` cut the strict triangles out of a square parameter; add the identity to the one and `torch.diag(s.exp())` to the other.",
+        "The determinant of a product is the product of the determinants, and that of a triangular matrix is its diagonal's product: only s is left. For the inverse, `torch.linalg.solve_triangular` undoes one factor after the other (or invert W, which is allowed there).",
     ),
     inputs=linear_inputs, reference=flowkit_class("linear", "InvertibleLinear"),
     cases=(
@@ -1265,31 +1308,34 @@ def mixture(rng, *shape):
 def mix_inputs(rng):
     x = rng.uniform(-5, 5, 12)
     many = {f"many.{k}": v for k, v in mixture(rng, 5, 2, 3).items()} | {"many.x": 2 * rng.standard_normal((5, 2))}
-    return {"x": x, "near": (x[:, None] + laws.STEP * laws.OFFSETS).ravel(), "far": np.linspace(-30, 30, 121)} | mixture(rng, 4) | many
+    return {"x": x, "near": (x[:, None] + laws.STEP * laws.OFFSETS).ravel(), "far": np.linspace(-30, 30, 121)} | mixture(rng, 4) | many | {
+        "c": rng.standard_normal(12), "r": rng.standard_normal(12), "direction": rng.standard_normal(4), "nudges": laws.STEP * laws.OFFSETS}
 
 
 def mix_values(inputs, outputs, reference):
-    laws.expect("y", inputs["x"], outputs["float64.y"], reference["float64.y"], 1e-8)
-    laws.expect("y", inputs["many.x"], outputs["batch.y"], reference["batch.y"], 1e-8, why=" for x of shape (B, d) with parameters (B, d, K)")
+    if outputs["mix_logit_cdf.y"].dtype != np.float64:
+        raise Fail("`y` is float32 for an x in float64: digits are lost on the way out.")
+    laws.expect("y", inputs["x"], outputs["mix_logit_cdf.y"], reference["mix_logit_cdf.y"], 1e-8)
+    laws.expect("y", inputs["many.x"], outputs["mix_logit_cdf on a batch.y"], reference["mix_logit_cdf on a batch.y"], 1e-8, why=" for x of shape (B, d) with parameters (B, d, K)")
 
 
 def mix_slopes(inputs, outputs, reference):
     """ldj = log dy/dx by differences of the student's own y, entry by entry."""
-    y, ldj = outputs["near.y"], outputs["float64.ldj"]
+    y, ldj = outputs["mix_logit_cdf nearby.y"], outputs["mix_logit_cdf.ldj"]
     if y.shape != inputs["near"].shape:
         raise Fail(f"`y` has shape {y.shape} for x of shape {inputs['near'].shape}.")
     slope = y.reshape(-1, 4) @ laws.WEIGHTS / laws.STEP
     if (slope <= 0).any():
         raise Fail("`y` does not increase with x everywhere.")
     laws.expect("ldj", inputs["x"], ldj, np.log(slope), 1e-5, why=": it should be the logarithm of dy/dx, for each entry of x")
-    if outputs["batch.ldj"].shape != inputs["many.x"].shape:
+    if outputs["mix_logit_cdf on a batch.ldj"].shape != inputs["many.x"].shape:
         raise Fail(f"For x of shape {inputs['many.x'].shape} `ldj` has shape {outputs['batch.ldj'].shape}; here it is one number for each entry.")
 
 
 def mix_float32(inputs, outputs, reference):
     mix_values(inputs, outputs, reference)
     for name in ("y", "ldj"):
-        got, want = outputs[f"float32.{name}"], outputs[f"far.{name}"]
+        got, want = outputs[f"mix_logit_cdf in float32.{name}"], outputs[f"mix_logit_cdf far out.{name}"]
         if want.shape != inputs["far"].shape:
             raise Fail(f"`{name}` has shape {want.shape}; it should be {inputs['far'].shape}.")
         if got.shape != want.shape:
@@ -1301,24 +1347,24 @@ def mix_float32(inputs, outputs, reference):
 
 
 def mix_features(inputs, outputs):
-    raw = {k: outputs.arrays.get(k, np.asarray(str(outputs.complaint(k.split(".")[0])))) for k in ("float64.y", "float64.ldj", "batch.y", "batch.ldj")}
-    reference = FEATURE_REFERENCE(inputs)
+    raw = {k: outputs.arrays.get(k, np.asarray(str(outputs.complaint(k.split(".")[0])))) for k in ("mix_logit_cdf.y", "mix_logit_cdf.ldj", "mix_logit_cdf on a batch.y", "mix_logit_cdf on a batch.ldj")}
+    reference = far_reference(inputs)
     far = []
     for name in ("y", "ldj"):
-        got, want = outputs.arrays.get(f"float32.{name}"), reference[f"far.{name}"]
+        got, want = outputs.arrays.get(f"mix_logit_cdf in float32.{name}"), reference[f"mix_logit_cdf far out.{name}"]
         far.append("right" if got is not None and got.shape == want.shape and np.isfinite(got).all() and laws.close(got, want, 1e-3).all() else "lost")
-    own = outputs.arrays.get("far.y")
-    if own is None or own.shape != reference["far.y"].shape or not laws.close(np.nan_to_num(own[40:80]), reference["far.y"][40:80], 1e-4).all():
+    own = outputs.arrays.get("mix_logit_cdf far out.y")
+    if own is None or own.shape != reference["mix_logit_cdf far out.y"].shape or not laws.close(np.nan_to_num(own[40:80]), reference["mix_logit_cdf far out.y"][40:80], 1e-4).all():
         far = ["moot"]  # a wrong formula is wrong in the tail as well; only a right one can lose its digits there
-    return raw | {"tail": str(far)}
+    return raw | {"tail": str(far), "gradient": str(float(outputs.arrays.get("gradient.along", 1.0)) == 0)}
 
 
-def FEATURE_REFERENCE(inputs):
+def far_reference(inputs):
     from flowkit.elementwise import mix_logit_cdf
 
     with quiet_world(), torch.no_grad():
         y, ldj = mix_logit_cdf(tensor(inputs["far"]), *(tensor(inputs[k]) for k in ("weights", "means", "log_scales")))
-    return {"far.y": y.numpy(), "far.ldj": ldj.numpy()}
+    return {"mix_logit_cdf far out.y": y.numpy(), "mix_logit_cdf far out.ldj": ldj.numpy()}
 
 
 def stable(x, w, m, s, scaled=lambda x, m, s: (x - m) * torch.exp(-s), logits=True, pdf_scale=True, pdf_logit=True):
@@ -1361,9 +1407,10 @@ MIX_LOGIT_CDF = Exercise(
     ),
     inputs=mix_inputs, reference=flowkit_class("elementwise", "mix_logit_cdf"),
     cases=(
-        Case("y is the logit of the mixture's CDF", 3, mix_values),
+        Case("y is the logit of the mixture's CDF", 2, mix_values),
         Case("ldj = log dy/dx, for each entry", 3, mix_slopes),
         Case("float32 agrees with float64 from -30 to 30", 2, mix_float32),
+        Case("gradients reach the parameters", 1, lambda i, o, r: gradient_arrives(o, "", "y and ldj", "the means")),
     ),
     misconceptions=(
         Misconception("no_logit", "missing function", "value", "`y` is the mixture's CDF itself: the logit is missing, in `y` and in `ldj`.", function(lambda x, w, m, s: stable(x, w, m, s, logits=False, pdf_logit=False))),
@@ -1381,9 +1428,13 @@ MIX_LOGIT_CDF = Exercise(
         Misconception("weights_softmaxed", "extra term", "value", "The weights are put through a softmax, though they are normalised already.", function(lambda x, w, m, s: stable(x, w.softmax(-1), m, s))),
         Misconception("weights_forgotten", "missing term", "value", "The weights are not used: all components count alike.", function(lambda x, w, m, s: stable(x, torch.ones_like(w) / w.shape[-1], m, s))),
         Misconception("mixed_arguments", "order", "value", "The components are mixed before the sigmoid; it is the sigmoids that are mixed.", function(mixed_arguments)),
+        Misconception("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", function(torch.no_grad()(lambda x, w, m, s: stable(x, w, m, s)))),
+        Misconception("y_and_ldj_exchanged", "exchanged", "value", "y and ldj are returned in the wrong order.", function(lambda x, w, m, s: stable(x, w, m, s)[::-1])),
+        Misconception("y_sign", "sign", "value", "`y` has the wrong sign: it should grow with x.", function(lambda x, w, m, s: (-stable(x, w, m, s)[0], stable(x, w, m, s)[1]))),
+        Misconception("weights_not_logged", "missing function", "value", "The weights enter the sums of logarithms as they are; among logarithms belongs their logarithm.", function(lambda x, w, m, s: stable(x, w.exp(), m, s))),
         Misconception("tail_lost", "wrong function", "value", "The CDF is formed first and its logit taken afterwards: where the CDF rounds to 0 or 1 nothing is left for the logit.", function(by_cdf)),
     ),
-    features=mix_features, picture=pictures.against_reference("far.y", "far"),
+    features=mix_features, picture=pictures.against_reference(("mix_logit_cdf far out.y", "mix_logit_cdf far out.ldj"), "far", ("y", "ldj"), (-8, 8)),
 )
 
 
@@ -1431,7 +1482,9 @@ def mix_formula(inputs, outputs, prefix):
 
 def mix_wide(inputs, outputs, reference):
     x, z = inputs["wide"], outputs["float32 forward.z"]
-    if z.shape != x.shape or np.abs(z - x).max() < 1e-9:
+    if z.shape != x.shape:
+        raise Fail(f"`z` from forward has shape {z.shape}; it should be {x.shape}.")
+    if np.abs(z - x).max() < 1e-9:
         raise Fail("forward returns x unchanged, so there is nothing here to judge yet.")
     back = outputs["float32 inverse.x"]
     if back.shape != x.shape:

@@ -30,19 +30,18 @@ def weights(inputs, dtype=torch.float64):
 def net_forms(w):
     """The forms of a conditioner with two outputs that an answer may expect: [(name, net), ...].
 
-    One output to chunk; a net that returns a tuple; a pair of nets, as functions and as modules. All compute the same
-    alpha and mu.
+    One output to chunk; a net that returns a tuple; a pair of nets, as a tuple and as an nn.ModuleList. All compute the
+    same alpha and mu.
     """
-    one = tanh_net(w)
     half = w["W2"].shape[1] // 2
     alpha = tanh_net({**w, "W2": w["W2"][:, :half], "b2": w["b2"][:half]})
     mu = tanh_net({**w, "W2": w["W2"][:, half:], "b2": w["b2"][half:]})
-    return [("one output", one), ("tuple", lambda x: (alpha(x), mu(x))), ("pair", (alpha, mu)),
-            ("pair of modules", nn.ModuleList([Wrapped(alpha), Wrapped(mu)]))]
+    pair = Wrapped(alpha), Wrapped(mu)
+    return [("one output", Wrapped(tanh_net(w))), ("tuple", Wrapped(lambda x: (alpha(x), mu(x)))), ("pair", pair), ("ModuleList", nn.ModuleList(pair))]
 
 
 class Wrapped(nn.Module):
-    """A function as a module, for answers that keep their nets in an nn.ModuleList."""
+    """A function as a module, as real nets are: nothing to iterate over, and a layer must be able to keep it."""
 
     def __init__(self, function):
         super().__init__()
@@ -119,7 +118,7 @@ def coupling(objects, inputs, forms=net_forms):
 
 
 def additive_coupling(objects, inputs):
-    return coupling(objects, inputs, forms=lambda w: [("one output", tanh_net(w))])
+    return coupling(objects, inputs, forms=lambda w: [("one output", Wrapped(tanh_net(w)))])
 
 
 def paired(net):
@@ -160,6 +159,8 @@ def make_net(objects, inputs):
         record.one("net", lambda: run(net, x), "output")
         params = [p for p in parameters(net) if p.requires_grad]
         record["parameters"] = torch.tensor([p.numel() for p in params], dtype=torch.int64).numpy()
+        record["frozen"] = torch.tensor(len(parameters(net)) - len(params)).numpy()
+        record["module"] = torch.tensor(all(isinstance(n, nn.Module) for n in (net if paired(net) else [net]))).numpy()
         record["shared"] = torch.tensor(bool({id(p) for p in parameters(other)} & {id(p) for p in params})).numpy()
         noise = torch.Generator().manual_seed(int(inputs["noise"]))
 
@@ -195,20 +196,7 @@ def permute(objects, inputs):
     with quiet_world(), contextlib.suppress(Stop):
         order = [int(i) for i in inputs["order"]]
 
-        def usable(order):
-            layer = Permute(order)
-            layer.inverse(layer.forward(tensor(inputs["x"]))[0])
-            return layer
-
-        first = None
-        for form in (order, torch.tensor(order)):  # a list of ints; a tensor serves those who call argsort on it
-            trial = Record()
-            with contextlib.suppress(Stop):
-                layer = trial.run("forward", lambda form=form: usable(form))
-                break
-            first = first or trial
-        else:
-            layer = record.run("construction", lambda: Permute(order))  # let each step say what it cannot do
+        layer = record.run("construction", lambda: Permute(order))
         bijection(record, "", layer, inputs)
     return record
 
@@ -258,12 +246,14 @@ def train_flow(objects, inputs):
         if type(value) in (tuple, list):
             graph = any(issubclass(type(v), torch.Tensor) and v.requires_grad for v in value)
             return [float(to_float("train_flow", "a loss", v)) for v in value], graph
+        if hasattr(type(value), "__array_interface__") and type(value).__module__ == "numpy" and value.ndim == 1:
+            return [float(v) for v in value], False
         if issubclass(type(value), torch.Tensor) and value.dim() == 1:
             return [float(v) for v in value.detach()], bool(value.requires_grad)
         raise Complaint(f"train_flow should return the list of losses, one float for each batch; it returned {describe(value)}")
 
     def run(step, flow, batches, lr):
-        return record.run(step, lambda: losses(train(flow, batches, lr)))
+        return record.run(step, lambda: train(flow, batches, lr))
 
     with quiet_world():
         x = tensor(inputs["x"])
@@ -272,10 +262,12 @@ def train_flow(objects, inputs):
             backwards = []
             for p in flow.parameters():
                 p.register_hook(lambda g: backwards.append(1))
-            values, graph = run("training", flow, (x.clone() for _ in range(3)), 0.05)
+            value = run("training", flow, (x.clone() for _ in range(3)), 0.05)
             record["training.backwards"] = torch.tensor(len(backwards)).numpy()
-            record["training.losses"] = torch.tensor(values).numpy()
-            record["training.graph"] = torch.tensor(graph).numpy()
+            with contextlib.suppress(Stop):  # a missing list costs its own points, not those of the training
+                values, graph = record.run("training.losses", lambda: losses(value))
+                record["training.losses"] = torch.tensor(values, dtype=torch.float64).numpy()
+                record["training.graph"] = torch.tensor(graph).numpy()
             record["training.diary"] = torch.stack(flow.diary).numpy() if flow.diary else torch.zeros(0, 4).numpy()
             record["training.end"] = torch.cat([flow.a, flow.b]).detach().numpy().copy()
             grads = [g if g is not None else torch.zeros_like(p) for p in (flow.a, flow.b) for g in [p.grad]]
@@ -390,13 +382,26 @@ def mix_logit_cdf(objects, inputs):
         with contextlib.suppress(Stop):
             record.many(step, lambda: f(tensor(x, dtype), *p), "y", "ldj")
 
+    def loss(means):
+        (y, _), (ldj, _) = unpack("mix_logit_cdf", f(tensor(inputs["x"]), tensor(inputs["weights"]), means, tensor(inputs["log_scales"])), "y", "ldj")
+        return (tensor(inputs["c"]) * y).sum() + (tensor(inputs["r"]) * ldj).sum()
+
+    def along():
+        means = tensor(inputs["means"]).requires_grad_()
+        value = loss(means)
+        return (torch.autograd.grad(value, means)[0] * tensor(inputs["direction"])).sum() if value.requires_grad else torch.zeros(())
+
     with quiet_world():
-        call("float64", inputs["x"], torch.float64)
-        call("near", inputs["near"], torch.float64)
-        call("batch", inputs["many.x"], torch.float64, "many.")
-        call("far", inputs["far"], torch.float64)
+        call("mix_logit_cdf", inputs["x"], torch.float64)
+        call("mix_logit_cdf nearby", inputs["near"], torch.float64)
+        call("mix_logit_cdf on a batch", inputs["many.x"], torch.float64, "many.")
+        call("mix_logit_cdf far out", inputs["far"], torch.float64)
+        with contextlib.suppress(Stop):
+            record.one("gradient", along, "along")
+            nudged = [tensor(inputs["means"]) + t * tensor(inputs["direction"]) for t in inputs["nudges"]]
+            record.one("gradient", lambda: torch.stack([loss(m).detach() for m in nudged]), "nudged")
         torch.set_default_dtype(torch.float32)
-        call("float32", inputs["far"], torch.float32)
+        call("mix_logit_cdf in float32", inputs["far"], torch.float32)
     return record
 
 
@@ -408,13 +413,13 @@ def mix_coupling(objects, inputs):
         for size in SIZES:
             mine = part(inputs, size)
             with contextlib.suppress(Stop):
-                layer = record.run(size + "construction", lambda mine=mine: MixCoupling(tanh_net(weights(mine)), K))
+                layer = record.run(size + "construction", lambda mine=mine: MixCoupling(Wrapped(tanh_net(weights(mine))), K))
                 bijection(record, size, layer, mine)
-                gradients(record, size, lambda w: MixCoupling(tanh_net(w), K), mine)
+                gradients(record, size, lambda w: MixCoupling(Wrapped(tanh_net(w)), K), mine)
         torch.set_default_dtype(torch.float32)
         mine = part(inputs, "D=2 ")
         with contextlib.suppress(Stop):
-            layer = record.run("float32 construction", lambda: MixCoupling(tanh_net(weights(mine, torch.float32)), K))
+            layer = record.run("float32 construction", lambda: MixCoupling(Wrapped(tanh_net(weights(mine, torch.float32))), K))
             wide = tensor(inputs["wide"], torch.float32)
             z, _ = record.many("float32 forward", lambda: layer.forward(wide.clone()), "z", "ldj")
             record.one("float32 inverse", lambda: layer.inverse(z.detach()), "x")

@@ -263,17 +263,6 @@ class PermuteLists:
         return z[:, self.back]
 
 
-class PermuteTensor:
-    def __init__(self, order):
-        self.order, self.back = order, torch.argsort(order)
-
-    def forward(self, x):
-        return x[:, self.order], x.new_zeros(x.size(0))
-
-    def inverse(self, z):
-        return z[:, self.back]
-
-
 class PermuteNumpy:
     def __init__(self, order):
         self.order, self.back = np.array(order), np.argsort(order)
@@ -555,7 +544,7 @@ def study_tensor(setting):
 RIGHT = {
     "coupling": [(Split,), (Pair,), (PairedModule,), (Listed,), (Tuple,), (Masks,), (Loop,), (Single,)],
     "make_net": [(TwoNets,), (net_zero,), (net_pair,), (net_layer_norm,), (lambda: nn.ModuleList(net_pair()),), (lambda: [TwoNets().alpha and nn.Sequential(nn.Linear(1, 8), nn.Sigmoid(), nn.Linear(8, 1)) for _ in range(2)],)],
-    "permute": [(PermuteScatter,), (PermuteMatrix,), (PermuteLists,), (PermuteTensor,), (PermuteNumpy,)],
+    "permute": [(PermuteScatter,), (PermuteMatrix,), (PermuteLists,), (PermuteNumpy,)],
     "train_flow": [(train_sgd,), (train_by_hand,), (train_clear_after,), (train_scheduled,), (train_prints,)],
     "additive_coupling": [(AdditiveEinsum,), (AdditiveHstack,)],
     "act_norm": [(ActNormDirect,), (ActNormParameterFlag,)],
