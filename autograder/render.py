@@ -5,6 +5,7 @@ inherits colours, so it reads in light and dark themes and survives sanitising.
 """
 import base64
 import html
+from dataclasses import replace
 
 from autograder.exercise import Outputs
 
@@ -27,6 +28,15 @@ def number(points):
     return f"{points:g}"
 
 
+def once(cases):
+    """The cases, with a sentence that several of them share said by the first one only."""
+    seen, shown = set(), []
+    for case in cases:
+        shown.append(replace(case, sentence="", example="") if (case.sentence, case.example) in seen else case)
+        seen.add((case.sentence, case.example))
+    return shown
+
+
 def headline(verdict):
     return f"{verdict.exercise}: {HEADLINES[verdict.status]} · {number(verdict.score)} of {number(verdict.points)} points"
 
@@ -37,7 +47,7 @@ def text(verdict, printed=""):
     if verdict.note:
         lines.append("  " + verdict.note)
     if verdict.status != "unsolved":
-        for case in verdict.cases:
+        for case in once(verdict.cases):
             lines.append(f"  {MARKS[case.earned == case.points]} {case.name}  ({number(case.earned)}/{number(case.points)})")
             if case.sentence:
                 lines.append(f"      {case.sentence}" + (f" {case.example}." if case.example else ""))
@@ -58,7 +68,7 @@ def page(verdict, picture=None, printed=""):
         out.append(f"<p>{marked(verdict.note)}</p>")
     if verdict.status != "unsolved" and verdict.cases:
         out.append('<table style="margin:6px 0;border-collapse:collapse;text-align:left">')
-        for case in verdict.cases:
+        for case in once(verdict.cases):
             right = case.earned == case.points
             detail = ""
             if case.sentence:

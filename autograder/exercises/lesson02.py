@@ -226,6 +226,16 @@ def inverse_of_swapped(self, z):
     return torch.cat([z1, self.unbend(z2, alpha, mu)], -1)
 
 
+def forward_cut_at_one(self, x):
+    alpha, mu = self.params(x[:, :1])
+    return self.join(x[:, :1], self.bend(x[:, 1:], alpha, mu)), self.ldj(alpha)
+
+
+def inverse_cut_at_one(self, z):
+    alpha, mu = self.params(z[:, :1])
+    return torch.cat([z[:, :1], self.unbend(z[:, 1:], alpha, mu)], -1)
+
+
 def forward_of_first(self, x):
     x2, x1 = x.chunk(2, -1)
     alpha, mu = self.params(x1)
@@ -299,6 +309,7 @@ COUPLING_MISTAKES = (
     wrong("no_exp_logs", "missing function", "forward", "The scale is alpha itself, in both directions and in ldj; alpha is the logarithm of the scale, which is therefore never zero or negative.",
           bend=lambda self, x2, alpha, mu: x2 * alpha + mu, unbend=lambda self, z2, alpha, mu: (z2 - mu) / alpha,
           ldj=lambda self, alpha: alpha.abs().log().sum(-1)),
+    wrong("half_hard_coded", "constant", "forward", "x is cut at a fixed place, which is its middle for D = 2 only; the check also uses D = 6.", forward=forward_cut_at_one, inverse=inverse_cut_at_one),
     wrong("shift_first", "order", "forward", "The second half is shifted before it is scaled; the shift comes last.",
           bend=lambda self, x2, alpha, mu: (x2 + mu) * alpha.exp(), unbend=lambda self, z2, alpha, mu: z2 * (-alpha).exp() - mu),
     wrong("directions_swapped", "direction", "forward", "forward and inverse have changed places: forward does what inverse should do.",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from autograder.probes.record import (
-    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float, unpack,
+    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float, unpack, words,
 )
 
 SIZES = ("D=2 ", "D=6 ")
@@ -85,7 +85,7 @@ def gradients(record, step, make_layer, inputs):
     """The gradient of `scalar_loss` in the net's weights, by autograd, and the loss at nudged weights."""
 
     def loss(w):
-        (z, _), (ldj, _) = unpack(step + "forward", make_layer(w).forward(tensor(inputs["x"])), "z", "ldj")
+        (z, _), (ldj, _) = unpack(words(step + "forward"), make_layer(w).forward(tensor(inputs["x"])), "z", "ldj")
         return scalar_loss(z, ldj, inputs)
 
     def along():

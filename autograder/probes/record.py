@@ -48,6 +48,9 @@ class Record(dict):
         except MemoryError:
             self.complain(step, "raised", f"{words(step)} ran out of memory")
         except BaseException as e:  # a student's class may raise anything at all
+            if type(e) is RuntimeError and "inplace" in one_line(e):  # torch has many words for it
+                self.complain(step, "raised", f"{words(step)} failed: a tensor that the gradient needs was overwritten in place")
+                raise Stop(step) from None
             kind = "blocked" if getattr(e, "reference_blocked", False) is True else "raised"
             self.complain(step, kind, f"{words(step)} raised {type(e).__name__}{colon(one_line(e))}")
         raise Stop(step)
