@@ -323,6 +323,7 @@ def course(folder, chosen):
 
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    files.tools_on_path()
     shutil.copyfile(CONFIG, folder / CONFIG.name)
     settings = config()
     for source in tqdm(chosen, desc="release", unit="lesson", leave=False):

@@ -1,7 +1,15 @@
-"""A file is either as it was or complete: written beside its place, flushed to disk, then moved there in one step."""
+"""Files and commands: a file is either as it was or complete, written beside its place, flushed, and moved there in one step."""
 import os
+import sys
 import tempfile
 from pathlib import Path
+
+
+def tools_on_path():
+    """Put this Python's own folder of commands on PATH: nbgrader calls `alembic` by name, in an environment that need not be activated."""
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")
 
 
 def write(path, content):

@@ -23,6 +23,7 @@ CONFIG = Path(__file__).with_name("nbgrader_config.py")
 def write(out, releases, results):
     """Write gradebook.db, source/ and nbgrader_config.py; returns {(student, assignment, exercise): score given by a person}."""
     out = Path(out).resolve()
+    files.tools_on_path()
     files.write(out / CONFIG.name, CONFIG.read_bytes())
     url = f"sqlite:///{out / 'gradebook.db'}"
     booked = Booked(out / ".grading" / "booked.json")

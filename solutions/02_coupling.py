@@ -766,14 +766,14 @@ def _():
 #
 # $$\mathbf z_2 = \operatorname{logit} F(\mathbf x_2)\odot e^{\mathbf a} + \mathbf b, \qquad \operatorname{logit} F = \log F - \log(1 - F),$$
 #
-# where **all** of $\boldsymbol\pi, \mathbf m, \mathbf s, \mathbf a, \mathbf b$ come from the net's look at $\mathbf x_1$. (The slide prints the
-# affine part inside the logit's argument and $\mathbf s_\theta(x)$ of the whole $x$; both are slips: first the logit, then $e^{\mathbf a}$
-# and $\mathbf b$, and everything is a function of $\mathbf x_1$.)
+# where **all** of $\boldsymbol\pi, \mathbf m, \mathbf s, \mathbf a, \mathbf b$ come from the net's look at $\mathbf x_1$. (On the slide a misplaced
+# bracket puts $\mathbf b$ into the exponent, and $\mathbf s_\theta(x)$ stands for a function of the whole $x$; both are slips: $\mathbf b$ is added last,
+# and everything is a function of $\mathbf x_1$.)
 #
 # **The slope.** With $y = \operatorname{logit} F(x)$,
 #
-# $$\frac{dy}{dx} = \frac{F'}{F} + \frac{F'}{1-F} = \frac{F'}{F(1-F)},\qquad
-# F'(x) = \sum_k \pi_k\, \sigma(u_k)\,\sigma(-u_k)\, e^{-s_k},\quad u_k = (x-m_k)e^{-s_k}.$$
+# $$\frac{dy}{dx} = \frac{F'}{F} + \frac{F'}{1-F} = \frac{F'}{F(1-F)},$$
+# $$F'(x) = \sum_k \pi_k\, \sigma(u_k)\,\sigma(-u_k)\, e^{-s_k},\qquad u_k = (x-m_k)\,e^{-s_k}.$$
 #
 # (In the code below, `F` is PyTorch's `torch.nn.functional`; the CDF $F$ never gets a name of its own.)
 #

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from nbgrader.api import Gradebook
 
-from autograder import build, exercise, grade, intake, judge, kernel, runner
+from autograder import build, exercise, files, grade, intake, judge, kernel, runner
+
+files.tools_on_path()  # these tests open gradebooks themselves
 
 LESSON = "02_coupling"
 CLASS = build.ROOT / "data" / "sample_class"
