@@ -205,9 +205,9 @@ def scrub(text, scratch=None):
     places = [(scratch, "."), (ROOT, "course"), (sys.prefix, "python"), (sysconfig.get_paths()["stdlib"], "python"), (Path.home(), "~")]
     if scratch is not None:
         text = re.sub(re.escape(str(scratch)) + r"/tmp/ipykernel_\d+/\d+\.py", "cell", text)
-    for place, name in places:
-        if place is not None and len(str(place)) > 1:
-            text = text.replace(str(place) + os.sep, f"{name}/").replace(str(place), name)
+    # The longest first: the environment may lie inside the course's folder.
+    for place, name in sorted((p for p in places if p[0] is not None and len(str(p[0])) > 1), key=lambda p: -len(str(p[0]))):
+        text = text.replace(str(place) + os.sep, f"{name}/").replace(str(place), name)
     return text
 
 
