@@ -13,6 +13,7 @@ _NAMES = {
     "nets": ("MLP",),
     "training": ("fit", "kl_gap", "History"),
     "toys": (),
+    "live": (),
     "plotting": (),
     "settings": (),
     "live": (),
