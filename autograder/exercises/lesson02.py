@@ -202,6 +202,24 @@ def deviating(base):
     return mistake
 
 
+# Faults of a log-determinant that are the same for every layer: what becomes of the right one, (B,). Their kinds and
+# sentences are those of the generic faults in autograder.laws.
+LDJ_MISTAKES = {
+    "ldj_sign": lambda right: -right, "ldj_zero": lambda right: 0 * right, "ldj_det": lambda right: right.exp(),
+    "ldj_keepdim": lambda right: right[:, None], "ldj_batch_sum": lambda right: right.sum(), "ldj_one_number": lambda right: right.mean(),
+    "ldj_times_batch": lambda right: len(right) * right,
+}
+
+
+def ldj_mistakes(base, *names):
+    """The misconceptions of these names for a layer whose method `ldj` returns (B,)."""
+
+    def method(apply):
+        return lambda self, *args: apply(base.ldj(self, *args))
+
+    return tuple(deviating(base)(n, laws.LDJ_FAULTS[n][0], "ldj", laws.LDJ_FAULTS[n][1], ldj=method(LDJ_MISTAKES[n])) for n in names)
+
+
 def exchanged_conditioner(self, x):
     x1, x2 = x.chunk(2, -1)
     alpha, mu = self.params(x2)
@@ -329,14 +347,9 @@ COUPLING_MISTAKES = (
     wrong("halves_swapped", "exchanged", "forward", "The halves are swapped in both directions: the second half is passed on and the first one changed.",
           forward=forward_of_first, inverse=inverse_of_first),
     wrong("ldj_no_sum", "shape", "ldj", NO_SUM, ldj=lambda self, alpha: alpha),
-    wrong("ldj_keepdim", "shape", "ldj", "`ldj` has shape (B, 1): the dimension that was summed over is still there, so it is not (B,).",
-          ldj=lambda self, alpha: alpha.sum(-1, keepdim=True)),
-    wrong("ldj_batch_sum", "reduction", "ldj", "`ldj` adds up the whole batch; every row needs its own number, shape (B,).", ldj=lambda self, alpha: alpha.sum()),
+    *ldj_mistakes(PlainCoupling, "ldj_keepdim", "ldj_batch_sum", "ldj_sign", "ldj_zero", "ldj_det"),
     wrong("ldj_wrong_axis", "wrong axis", "ldj", "`ldj` is summed over the batch instead of over the dimensions.", ldj=lambda self, alpha: alpha.sum(0)),
     wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, alpha: alpha.mean(-1)),
-    wrong("ldj_sign", "sign", "ldj", "`ldj` is the log-determinant of the inverse map, log|det dx/dz|; its sign is turned.", ldj=lambda self, alpha: -alpha.sum(-1)),
-    wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero, though forward does stretch space.", ldj=lambda self, alpha: 0 * alpha.sum(-1)),
-    wrong("ldj_det", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, alpha: alpha.sum(-1).exp()),
     wrong("ldj_exp", "wrong function", "ldj", "`ldj` adds up the scales exp(alpha); it is their logarithms that add up.", ldj=lambda self, alpha: alpha.exp().sum(-1)),
     wrong("ldj_detached", "detached", "ldj", "`ldj` is cut off from the computation graph, so training would not feel the log-determinant.", ldj=lambda self, alpha: alpha.detach().sum(-1)),
     wrong("net_no_grad", "detached", "net", "The net's output is cut off from the computation graph (no_grad or detach), so the net would never learn.", params=params_no_grad),
@@ -1169,13 +1182,9 @@ ACT_NORM = Exercise(
         wrong("parameters_replaced", "state", "parameters", "The first batch puts new parameters in the place of the old ones; an optimiser that was made before goes on training the old ones.", start=start_by_new_parameters),
         wrong("over_everything", "wrong axis", "state", "Mean and standard deviation are taken over all entries together; every dimension needs its own.", statistics=lambda self, x: (x.mean() * torch.ones(x.shape[1]), x.std(correction=0) * torch.ones(x.shape[1]))),
         wrong("buffers_only", "detached", "parameters", "No gradient reaches scale and shift (are they parameters, and nothing detached?), so they would stay what the first batch made them.", scale_shift=buffers_only),
-        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: where the layer divides by a large number it shrinks space.", ldj=lambda self, x: -self.log_scale.sum() * torch.ones(len(x))),
-        wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_scale.sum()),
+        *ldj_mistakes(PlainActNorm, "ldj_sign", "ldj_one_number", "ldj_times_batch", "ldj_zero", "ldj_det"),
         wrong("ldj_no_sum", "shape", "ldj", "`ldj` still has one number for each dimension: the sum is missing.", ldj=lambda self, x: self.log_scale.expand(len(x), -1)),
-        wrong("ldj_times_batch", "reduction", "ldj", "`ldj` is multiplied by the size of the batch; every row counts once.", ldj=lambda self, x: len(x) * self.log_scale.sum() * torch.ones(len(x))),
         wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, x: self.log_scale.mean() * torch.ones(len(x))),
-        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero, though the layer scales space.", ldj=lambda self, x: torch.zeros(len(x))),
-        wrong("ldj_det", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, x: self.log_scale.sum().exp() * torch.ones(len(x))),
         wrong("inverse_order", "order", "inverse", "inverse undoes scale and shift in the order in which forward made them.", inverse=lambda self, z: z * (-self.log_scale).exp() - self.shift),
         wrong("inverse_scale_sign", "sign", "inverse", "inverse multiplies by the scale once more instead of dividing by it.", inverse=lambda self, z: (z - self.shift) * self.log_scale.exp()),
         wrong("inverse_shift_sign", "sign", "inverse", "inverse adds the shift once more instead of subtracting it.", inverse=lambda self, z: (z + self.shift) * (-self.log_scale).exp()),
@@ -1293,11 +1302,7 @@ LINEAR = Exercise(
     misconceptions=(
         wrong("lower_only", "missing term", "forward", "Only the lower triangular factor is used, so W cannot be full.", weight=lambda self: self.factors()[0] * self.log_s.exp()),
         wrong("upper_only", "missing term", "forward", "Only the upper triangular factor is used, so W cannot be full.", weight=lambda self: self.factors()[1]),
-        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-determinant of the inverse map.", ldj=lambda self, x: -self.log_s.sum() * torch.ones(len(x))),
-        wrong("ldj_one_number", "shape", "ldj", "`ldj` is one number for the whole batch; every row needs its own, shape (B,).", ldj=lambda self, x: self.log_s.sum()),
-        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero, as if W were a rotation; in general it is not.", ldj=lambda self, x: torch.zeros(len(x))),
-        wrong("ldj_det", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, x: self.log_s.sum().exp() * torch.ones(len(x))),
-        wrong("ldj_times_batch", "reduction", "ldj", "`ldj` is multiplied by the size of the batch; every row counts once.", ldj=lambda self, x: len(x) * self.log_s.sum() * torch.ones(len(x))),
+        *ldj_mistakes(PlainLinear, "ldj_sign", "ldj_one_number", "ldj_zero", "ldj_det", "ldj_times_batch"),
         wrong("ldj_slogdet", "wrong function", "ldj", "`ldj` is right, but it is computed from the full matrix, at a cost of D^3; the LU form gives it for D additions.", ldj=lambda self, x: torch.linalg.slogdet(self.weight())[1] * torch.ones(len(x))),
         wrong("inverse_transpose", "wrong function", "inverse", "inverse multiplies by the transpose; only for a rotation is that the inverse.", inverse=lambda self, z: z @ self.weight()),
         wrong("inverse_transposed", "wrong axis", "inverse", "forward and inverse disagree about a transpose: inverse undoes the transposed matrix.", inverse=lambda self, z: z @ torch.linalg.inv(self.weight())),
@@ -1585,11 +1590,9 @@ MIX_COUPLING = Exercise(
         wrong("a_b_exchanged", "exchanged", "forward", "a and b have changed places: the block that should scale shifts, and the other way round.", after=lambda self, y, a, b: y * b.exp() + a, before=lambda self, z2, a, b: (z2 - a) * (-b).exp(), affine_ldj=lambda self, a, b: b),
         wrong("ldj_no_a", "missing term", "ldj", "`ldj` forgets the scale exp(a) of the affine map that follows the mixture map.", ldj=lambda self, slope, a: slope.sum(-1)),
         wrong("ldj_only_a", "missing term", "ldj", "`ldj` holds only the affine map's part; the mixture map's log-slope is missing.", ldj=lambda self, slope, a: a.sum(-1)),
-        wrong("ldj_sign", "sign", "ldj", "`ldj` is the log-determinant of the inverse map; its sign is turned.", ldj=lambda self, slope, a: -(slope + a).sum(-1)),
+        *ldj_mistakes(PlainMix, "ldj_sign", "ldj_keepdim", "ldj_batch_sum"),
         wrong("ldj_a_sign", "sign", "ldj", "In `ldj` the affine map's part has the wrong sign.", ldj=lambda self, slope, a: (slope - a).sum(-1)),
         wrong("ldj_no_sum", "shape", "ldj", NO_SUM, ldj=lambda self, slope, a: slope + a),
-        wrong("ldj_keepdim", "shape", "ldj", "`ldj` has shape (B, 1): the dimension that was summed over is still there, so it is not (B,).", ldj=lambda self, slope, a: (slope + a).sum(-1, keepdim=True)),
-        wrong("ldj_batch_sum", "reduction", "ldj", "`ldj` adds up the whole batch; every row needs its own number, shape (B,).", ldj=lambda self, slope, a: (slope + a).sum()),
         wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, slope, a: (slope + a).mean(-1)),
         wrong("no_affine", "missing term", "forward", "The affine map after the mixture map is missing, in both directions.", after=lambda self, y, a, b: y, before=lambda self, z2, a, b: z2, ldj=lambda self, slope, a: slope.sum(-1)),
         wrong("forward_no_exp", "missing function", "forward", "forward multiplies by a itself; a is the logarithm of the scale.", after=lambda self, y, a, b: y * a + b),

@@ -1,6 +1,5 @@
 """A class is graded as its author meant, also when the run is killed half way; gradebook, table and pages agree."""
 import csv
-import html
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from nbgrader.api import Gradebook
 
-from autograder import build, exercise, files, grade, intake, judge, kernel, runner
+from autograder import build, exercise, files, grade, intake, judge, kernel, render, runner
 
 files.tools_on_path()  # these tests open gradebooks themselves
 
@@ -140,7 +139,7 @@ def test_feedback(graded):
         assert not any(word in page for word in ("<script", "http://", "https://", "onerror=", "<link"))
         assert f"{student} · " in page and not any(f"{other} · " in page for other in students - {student})
         for who, sentence in sentences:
-            assert (html.escape(sentence) in page) == (who == student) or (any(w != who for w, s in sentences if s == sentence))
+            assert (render.marked(sentence) in page) == (who == student) or (any(w != who for w, s in sentences if s == sentence))
         lost = {v["exercise"] for r in results(out) if r["student"] == student for v in r["verdicts"] if v["status"] == "wrong"}
         assert page.count('src="data:image/png') <= len(lost), "pictures are drawn only where points were lost"
     assert "Cells of your own" in (page := (out / "feedback" / "hana" / LESSON / f"{LESSON}.html").read_text("utf-8")) and "NameError" in page
@@ -338,8 +337,8 @@ def test_references_are_refused():
 
 
 def test_paths_of_this_machine_are_scrubbed(tmp_path):
-    text = f'File "{tmp_path}/tmp/ipykernel_12/34.py", {sys.prefix}/lib/x.py, {build.ROOT}/flowkit/core.py, {tmp_path}/work/a.txt'
-    assert runner.scrub(text, tmp_path) == 'File "cell", python/lib/x.py, course/flowkit/core.py, ./work/a.txt'
+    text = f'File "{tmp_path}/tmp/ipykernel_12/34.py", {sys.prefix}/lib/x.py, {build.ROOT}/flowkit/core.py, {tmp_path}/here/a.txt'
+    assert runner.scrub(text, tmp_path) == 'File "cell", python/lib/x.py, course/flowkit/core.py, ./here/a.txt'
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
