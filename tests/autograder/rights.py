@@ -45,12 +45,13 @@ class Pair:
 
 
 class PairedModule(nn.Module):
-    """The same as a module: with ModuleList the pair must be modules, so it is kept in a plain list."""
+    """The same as a module that keeps its pair in a plain list."""
+
+    keep = list
 
     def __init__(self, nets):
         super().__init__()
-        s, t = nets
-        self.nets = [s, t]
+        self.nets = self.keep(nets)
 
     def forward(self, x):
         a, b = x.chunk(2, 1)
@@ -63,22 +64,10 @@ class PairedModule(nn.Module):
         return torch.cat([a, (b - t) / s.exp()], 1)
 
 
-class Listed(nn.Module):
+class Listed(PairedModule):
     """A pair of nets kept in an nn.ModuleList."""
 
-    def __init__(self, nets):
-        super().__init__()
-        self.nets = nn.ModuleList(nets)
-
-    def forward(self, x):
-        a, b = x.chunk(2, 1)
-        s, t = (n(a) for n in self.nets)
-        return torch.cat([a, s.exp() * b + t], 1), s.sum(1)
-
-    def inverse(self, z):
-        a, b = z.chunk(2, 1)
-        s, t = (n(a) for n in self.nets)
-        return torch.cat([a, (b - t) / s.exp()], 1)
+    keep = nn.ModuleList
 
 
 class Tuple(nn.Module):

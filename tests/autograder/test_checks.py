@@ -184,6 +184,16 @@ def test_nonsense_gets_one_clear_sentence(name):
 
 
 @pytest.mark.parametrize("name", IDS)
+def test_what_a_student_wrote_is_never_html(name):
+    """An exception's text and printed text reach the page as text."""
+    script = "<script>alert(1)</script> `<img src=x onerror=alert(2)>`"
+    v = verdict(name, (answer(name, raising(ValueError(script))),))
+    page = render.page(v, printed=script)
+    assert any("script" in sentence for sentence in v.sentences) and "&lt;script&gt;" in page
+    assert "<script" not in page and "<img" not in page
+
+
+@pytest.mark.parametrize("name", IDS)
 def test_what_is_no_answer_at_all(name):
     for thing in (None, 3, "text", Hostile, type("Empty", (), {}), lambda: None, torch.zeros(3), Unprintable):
         v = verdict(name, (thing,))
