@@ -7,16 +7,30 @@ from importlib import import_module
 
 _NAMES = {
     "core": ("Transform", "Compose", "Inverse", "Flow", "StandardNormal"),
-    "elementwise": ("mixture_cdf", "mix_logit_cdf", "invert_increasing", "Shift", "Affine", "MixLogitCDF"),
+    "elementwise": ("mixture_cdf", "mix_logit_cdf", "dsf", "ddsf_layer", "invert_increasing", "Shift", "Affine", "GatedAffine",
+                    "MixLogitCDF", "DSF", "DDSF", "MixGaussianCDF", "Logit"),
+    "planar": ("Planar", "Radial", "Sylvester"),
     "coupling": ("Coupling", "AdditiveCoupling", "MixCoupling"),
     "linear": ("Reverse", "Permute", "ActNorm", "InvertibleLinear"),
-    "nets": ("MLP",),
+    "autoregressive": ("Autoregressive", "MAF", "IAF", "NAF"),
+    "nets": ("MLP", "MADE", "made_masks", "CausalConv1d", "WaveNet", "pixelcnn_mask", "MaskedConv2d", "PixelCNN",
+             "causal_attention", "MaskedTransformer", "GatedConv", "GatedAttention", "FlowPPNet"),
+    "continuous": ("CNF", "FFJORD", "VectorField", "ProbabilityFlow", "exact_trace", "hutchinson_trace"),
+    "residual": ("Residual", "Geometric", "ShiftedPoisson", "SpectralLinear", "SpectralConv2d", "LipSwish", "lip_swish", "lipschitz_mlp",
+                 "lipschitz_convnet", "spectral_normalize", "residual_inverse", "power_series_logdet", "roulette_sum",
+                 "russian_roulette_logdet", "neumann_gradient"),
+    "discrete": ("modular_shift", "modular_unshift", "one_hot_argmax_st", "round_st", "ModularCoupling", "RoundedShift", "IDFCoupling",
+                 "DiscretisedLogistic", "FactorisedCategorical"),
+    "surjective": ("Slice", "Split", "Abs", "Max", "Sort", "Argmax", "VAELayer"),
+    "dequantization": ("uniform_dequantize", "variational_bound", "UniformDequantizer", "VariationalDequantizer", "FlowProposal"),
+    "images": ("bits_per_dim", "Squeeze", "ChannelWise", "Conv1x1", "ActNorm2d", "ImageCoupling", "FactorOut", "MultiScale",
+               "flow_plus_plus"),
+    "inference": ("reverse_kl", "forward_kl", "elbo", "iwae_log_prob", "FlowPosterior", "sample_at_temperature", "hybrid_loss"),
     "training": ("fit", "kl_gap", "History"),
     "toys": (),
     "live": (),
     "plotting": (),
     "settings": (),
-    "live": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [*_HOME, *_NAMES]

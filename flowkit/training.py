@@ -37,6 +37,11 @@ def _mode(module, training):
             part.training = was
 
 
+def _like(x, weights):
+    """x with the weights' dtype and device; integers, which a flow of discrete data wants, keep their dtype."""
+    return x.to(weights) if x.is_floating_point() else x.to(weights.device)
+
+
 def _nll(flow, x):
     # A flow that is not exact is trained on its bound.
     log_prob = flow.log_prob(x) if getattr(flow, "exact", True) else flow.log_prob(x, bound=True)
@@ -67,7 +72,7 @@ def fit(flow, data, steps=2000, batch_size=256, lr=2e-3, clip=10.0, progress=Tru
     with _mode(flow, True), tqdm(total=steps, disable=not progress, unit="step", mininterval=0.2) as bar:
         try:
             for step in range(steps):
-                loss = _nll(flow, data(batch_size).to(like))
+                loss = _nll(flow, _like(data(batch_size), like))
                 value = loss.item()
                 if not abs(value) < float("inf"):
                     raise FloatingPointError(f"the loss became {value} at step {step}; lower lr, or bound the log-scales")
@@ -90,7 +95,9 @@ def fit(flow, data, steps=2000, batch_size=256, lr=2e-3, clip=10.0, progress=Tru
 
 @torch.no_grad()
 def kl_gap(flow, toy, n=10_000, seed=None):
-    """KL(p || q) of a toy p and a flow q in nats: the mean of log p(x) - log q(x) over `n` fresh points, and its standard error."""
+    """KL(p || q) of a toy p and a flow q in nats: the mean of log p(x) - log q(x) over `n` fresh points, and its standard
+    error.
+    """
     x = toy.sample(n, seed=seed)
     like = next(flow.parameters(), x)
     with _mode(flow, False):

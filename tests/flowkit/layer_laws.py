@@ -8,8 +8,11 @@ import math
 import torch
 from torch.func import functional_call
 
-from flowkit import (MLP, ActNorm, AdditiveCoupling, Affine, Compose, Coupling, Flow, Inverse, InvertibleLinear,
-                     MixCoupling, Permute, Reverse, StandardNormal)
+from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, ActNorm, AdditiveCoupling, Affine, Autoregressive, Compose,
+                     Coupling, Flow, GatedAffine, Inverse, InvertibleLinear, Logit, MaskedTransformer, MixCoupling,
+                     MixGaussianCDF, Permute, PixelCNN, Planar, Radial, Reverse, StandardNormal, Sylvester, WaveNet)
+from flowkit.continuous import CNF, VectorField
+from flowkit.residual import Residual, lipschitz_mlp
 
 
 def net(dim, params):
@@ -21,6 +24,10 @@ def _affine(dim):
     return Coupling(net(dim, 2))
 
 
+def made(dim, params, **more):
+    return MADE(dim, params, hidden=(12, 9), **more)
+
+
 LAYERS = {
     "coupling": _affine,
     "coupling_bounded": lambda dim: Coupling(net(dim, 2), Affine(bound=0.7)),
@@ -30,6 +37,24 @@ LAYERS = {
     "permute": lambda dim: Permute(torch.arange(dim).roll(1)),
     "act_norm": ActNorm,
     "invertible_linear": InvertibleLinear,
+    "planar": Planar,
+    "radial": Radial,
+    "sylvester": lambda dim: Sylvester(dim, 2),
+    "sylvester_full": lambda dim: Sylvester(dim, dim),
+    "coupling_gate": lambda dim: Coupling(net(dim, 2), GatedAffine()),
+    "coupling_dsf": lambda dim: Coupling(net(dim, 9), DSF(3)),
+    "maf": lambda dim: MAF(made(dim, 2)),
+    "maf_any_order": lambda dim: MAF(made(dim, 2, order=torch.arange(dim).roll(1))),
+    "maf_gate": lambda dim: Autoregressive(made(dim, 2), GatedAffine()),
+    "iaf": lambda dim: IAF(made(dim, 2)),
+    "made_mog": lambda dim: Autoregressive(made(dim, 9), MixGaussianCDF(3)),
+    "naf_dsf": lambda dim: NAF(made(dim, 9), components=3),
+    "naf_ddsf": lambda dim: Autoregressive(made(dim, DDSF((4, 4)).num_params), DDSF((4, 4))),
+    "maf_wavenet": lambda dim: MAF(WaveNet(1, 2, width=6, blocks=2, event_dims=1)),
+    "maf_pixelcnn": lambda dim: MAF(PixelCNN(1, 2, width=6, blocks=2, event_dims=1)),
+    "maf_transformer": lambda dim: Autoregressive(MaskedTransformer(1, 2, width=8, heads=2), Affine(bound=2)),
+    "cnf": lambda dim: CNF(VectorField(dim, hidden=(8,)), t1=0.5, solver="rk4", steps=20),
+    "residual": lambda dim: Residual(lipschitz_mlp(dim, (16,))),
     "inverse": lambda dim: Inverse(MixCoupling(net(dim, 11), components=3)),
     "compose": lambda dim: Compose([_affine(dim), Reverse(), InvertibleLinear(dim), ActNorm(dim), _affine(dim)]),
 }
@@ -44,7 +69,7 @@ def build(name, dim, dtype=torch.float64, seed=1):
     with torch.no_grad():
         for p in layer.parameters():
             # Fan-in scaling keeps what the nets put out, and not only what they hold, of order one.
-            p.copy_(torch.randn_like(p) / math.sqrt(p.shape[-1] if p.ndim > 1 else 1))
+            p.copy_(torch.randn_like(p) / math.sqrt(p[0].numel() if p.ndim > 1 else 1))
     return layer
 
 

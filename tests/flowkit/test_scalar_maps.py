@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flowkit import MLP, Affine, MixCoupling, MixLogitCDF, Shift, invert_increasing, mix_logit_cdf, mixture_cdf
+from flowkit import (DDSF, DSF, MLP, Affine, GatedAffine, Logit, MixCoupling, MixGaussianCDF, MixLogitCDF, Shift, ddsf_layer, dsf,
+                     invert_increasing, mix_logit_cdf, mixture_cdf)
 
 
 def mixture(k=4, dtype=torch.float64, seed=0):
@@ -168,3 +169,110 @@ def test_bad_parameters():
         Affine(bound=-1)
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         MixLogitCDF(0)
+
+
+MAPS = {"gate": GatedAffine(), "dsf": DSF(4), "ddsf": DDSF((3, 4)), "mix_logit": MixLogitCDF(3), "mix_gaussian": MixGaussianCDF(3)}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_slopes_are_autograds_and_inverses_undo(name):
+    bend = MAPS[name]
+    x = torch.linspace(-6, 6, 14, dtype=torch.float64).reshape(7, 2).requires_grad_()
+    params = torch.randn(7, 2 * bend.num_params, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    z, log_slope = bend.forward(x, params)
+    slope, = torch.autograd.grad(z.sum(), x)
+    torch.testing.assert_close(log_slope, slope.log(), rtol=1e-8, atol=1e-8)
+    back, log_slope_back = bend.inverse(z, params)
+    torch.testing.assert_close(back, x, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(log_slope_back, log_slope, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.sampled_from(["dsf", "ddsf", "mix_gaussian"]), seed=st.integers(0, 10**6), x=st.floats(-30, 30), spread=st.floats(0, 3))
+def test_maps_round_trip_for_any_parameters(name, seed, x, spread):
+    bend, x = MAPS[name], torch.tensor([[x]], dtype=torch.float64)
+    params = spread * torch.randn(1, bend.num_params, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    z, slope = bend.forward(x, params)
+    assert torch.isfinite(z).all() and torch.isfinite(slope).all()
+    back, _ = bend.inverse(z, params)
+    error = 1e-12 * (1 + z.abs() + params.abs().max().exp()) * torch.exp(-slope)
+    assert ((back - x).abs() <= 1e-8 * (1 + x.abs()) + error).all()
+
+
+def test_dsf_is_the_mixture_cdf_in_other_parameters():
+    x, (w, m, s) = torch.linspace(-30, 30, 61, dtype=torch.float64), mixture()
+    for got, want in zip(dsf(x, torch.exp(-s), -m * torch.exp(-s), w), mix_logit_cdf(x, w, m, s)):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("f, error", [("dsf", 2e-5), ("mix_gaussian", 1e-4)])
+def test_float32_keeps_the_tails(f, error):
+    """A Gaussian's log-density at 30 deviations is -450, of which float32 keeps 5e-5; a logistic's is -30."""
+    x = torch.linspace(-30, 30, 601, dtype=torch.float64)[:, None]
+    bend = MAPS[f]
+    params = torch.randn(1, bend.num_params, generator=torch.Generator().manual_seed(1)).expand(601, -1)
+    for got, want in zip(bend.forward(x.float(), params), bend.forward(x.float().double(), params.double())):
+        torch.testing.assert_close(got.double(), want, rtol=error, atol=error)
+
+
+def test_ddsf_layers_chain_their_slopes_as_matrices():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 2, dtype=torch.float64, generator=g).requires_grad_()
+    h, log_slope = x[..., None], torch.zeros(5, 2, 1, dtype=torch.float64)
+    for d_in, d_out in [(1, 3), (3, 3), (3, 1)]:
+        w, u = (torch.randn(5, 2, d_out, n, dtype=torch.float64, generator=g).softmax(-1) for n in (d_out, d_in))
+        a, b = torch.rand(5, 2, d_out, dtype=torch.float64, generator=g) + 0.2, torch.randn(5, 2, d_out, dtype=torch.float64, generator=g)
+        # The formula as it stands on the slide, against the one in logs.
+        naive = torch.logit((w @ torch.sigmoid(a * (u @ h[..., None])[..., 0] + b)[..., None])[..., 0])
+        h, log_slope = ddsf_layer(h, log_slope, w, u, a, b)
+        torch.testing.assert_close(h, naive)
+    slope, = torch.autograd.grad(h.sum(), x)
+    torch.testing.assert_close(log_slope[..., 0], slope.log())
+
+
+def test_mixture_of_gaussians_against_scipy():
+    """z is the normal quantile of the mixture's CDF, out to where the CDF rounds to 0 or 1 in float64."""
+    logits, means, log_scales = torch.tensor([0.3, -0.2]).double(), torch.tensor([-1.0, 2.0]).double(), torch.tensor([-0.5, 0.4]).double()
+    x = torch.linspace(-40, 60, 101, dtype=torch.float64)[:, None]
+    params = torch.cat([logits, means, log_scales]).expand(101, -1)
+    z, log_slope = MixGaussianCDF(2).forward(x, params)
+    w, parts = logits.softmax(-1).numpy(), stats.norm(means.numpy(), log_scales.exp().numpy())
+    log_below, log_above = (np.logaddexp.reduce(np.log(w) + f(x.numpy()), -1) for f in (parts.logcdf, parts.logsf))
+    np.testing.assert_allclose(stats.norm.logcdf(z[:, 0].numpy()), log_below, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(stats.norm.logsf(z[:, 0].numpy()), log_above, rtol=1e-9, atol=1e-14)
+    log_pdf = np.logaddexp.reduce(np.log(w) + parts.logpdf(x.numpy()), -1)
+    np.testing.assert_allclose(log_slope[:, 0].numpy(), log_pdf - stats.norm.logpdf(z[:, 0].numpy()), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+def test_logit_against_its_formula_and_both_ways(alpha):
+    layer = Logit(alpha, event_dims=3)
+    x = 0.01 + 0.98 * torch.rand(3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z, ldj = layer(x)
+    assert ldj.shape == (3,)
+    torch.testing.assert_close(z, torch.logit(alpha + (1 - 2 * alpha) * x))
+    slopes = torch.autograd.functional.jacobian(lambda v: layer(v)[0].sum(), x)
+    torch.testing.assert_close(ldj, slopes.log().flatten(1).sum(1))
+    back, ldj_back = layer.inverse_and_ldj(z)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(ldj_back, ldj)
+    torch.testing.assert_close(layer.inverse(z), x)
+
+
+def test_logit_refuses_what_lies_outside():
+    with pytest.raises(ValueError, match=r"^x must lie in \[0, 1\] for Logit, got values from 0 to 1\.5$"):
+        Logit()(torch.tensor([[0.0, 1.5]]))
+    with pytest.raises(ValueError, match=r"^alpha must lie in \[0, 1/2\), got 0.5$"):
+        Logit(0.5)
+
+
+def test_extreme_parameters_stay_finite():
+    """Raw slopes far below zero, where softplus underflows, and far above."""
+    x = torch.tensor([[-3.0, 0.5]])
+    for raw in (-200.0, 50.0):
+        z, log_slope = DSF(2).forward(x, torch.cat([torch.full((1, 4), raw), torch.zeros(1, 8)], -1).requires_grad_())
+        assert torch.isfinite(z).all() and torch.isfinite(log_slope).all()
+    params = torch.full((1, 12), -200.0).requires_grad_()
+    z, log_slope = DSF(2).forward(x, params)
+    (z.sum() + log_slope.sum()).backward()
+    assert torch.isfinite(params.grad).all()
