@@ -38,6 +38,7 @@ class Canvas:
         self.handle = None
 
     def show(self, figure):
+        """Put the figure in the place of the one before; outside IPython nothing is shown."""
         try:
             from IPython import get_ipython
             from IPython.display import display

@@ -45,12 +45,13 @@ def made_degrees(dim, hidden, order=None, context=False):
     Inputs have the degrees 1 .. dim, hidden units 1 .. dim - 1 evenly and rising (from 0 if there is a context, which
     units of degree 0 carry to the first coordinate). Returns one LongTensor for the inputs and one for each hidden layer.
     """
-    order = torch.arange(dim) if order is None else torch.as_tensor(order).cpu()
+    # On the CPU whatever the default device, since these numbers are read by Python.
+    order = torch.arange(dim, device="cpu") if order is None else torch.as_tensor(order).cpu()
     if sorted(order.tolist()) != list(range(dim)):
         raise ValueError(f"order must be a permutation of 0 .. {dim - 1}, got {order.tolist()}")
     low = 0 if context else 1
     span = max(1, dim - low)
-    return [order.argsort() + 1] + [low + torch.arange(width) * span // width for width in hidden]
+    return [order.argsort() + 1] + [low + torch.arange(width, device="cpu") * span // width for width in hidden]
 
 
 def made_masks(dim, hidden, out_per_dim, order=None, context=False):
@@ -64,7 +65,7 @@ def made_masks(dim, hidden, out_per_dim, order=None, context=False):
     degrees = made_degrees(dim, hidden, order, context)
     masks = [below[None, :] <= above[:, None] for below, above in pairwise(degrees)]
     masks.append(degrees[-1][None, :] < degrees[0].repeat(out_per_dim)[:, None])
-    return [mask.to(torch.get_default_dtype()) for mask in masks]
+    return [mask.to(torch.get_default_device(), torch.get_default_dtype()) for mask in masks]
 
 
 class MADE(nn.Module):
@@ -87,7 +88,7 @@ class MADE(nn.Module):
             self.register_buffer(f"mask_{i}", mask)
         self.context = None if context is None else nn.Linear(context, hidden[0], bias=False)
         degrees = made_degrees(dim, hidden, order, context is not None)
-        self.register_buffer("order", degrees[0].argsort())
+        self.register_buffer("order", degrees[0].argsort().to(torch.get_default_device()))
         # _known[l][k]: how many units of hidden layer l are known once the first k coordinates are
         self._known = [[int((layer <= k).sum()) for k in range(dim)] for layer in degrees[1:]]
 

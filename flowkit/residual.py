@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, conv_transpose2d, linear, softplus
+from torch.nn.functional import conv2d, conv_transpose2d, linear, normalize, softplus
 
 from .core import Transform, check_finite, check_input, given
 
@@ -27,15 +27,25 @@ def _generic(shape, like):
     return (v / v.norm()).to(like)
 
 
-def _power_iteration(operator, adjoint, v, tol, max_iter):
-    """v <- W^T W v, normalised, until |W^T W v - s^2 v| <= tol s^2 with s = |W v|; v and whether that was reached."""
-    for _ in range(max_iter):
-        image = operator(v)
-        back, square = adjoint(image), image.square().sum()
-        if (back - square * v).norm() <= tol * square:
-            return v, True
-        v = back / back.norm()
-    return v, False
+def _top_singular_vector(normal, v, tol, max_iter):
+    """The v with the largest s = |W v| among the combinations of all power iterates v, A v, A^2 v, ..., A = W^T W.
+
+    Power iteration keeps only the last iterate; their whole span (Lanczos) needs the square root of its number of steps.
+    `normal` applies A. Stops at |A v - s^2 v| <= tol s^2; returns v and whether that was reached.
+    """
+    shape, v = v.shape, v.flatten()
+    basis, small = v.new_empty(max_iter, len(v)), v.new_zeros(max_iter, max_iter)
+    for k in range(1, min(max_iter, len(v)) + 1):
+        basis[k - 1] = v
+        image = normal(v.reshape(shape)).flatten()
+        small[k - 1, :k] = basis[:k] @ image
+        rest = image - small[k - 1, :k] @ basis[:k]
+        squares, vectors = torch.linalg.eigh(small[:k, :k])
+        reached = bool(rest.norm() * vectors[-1, -1].abs() <= tol * squares[-1])
+        if reached:
+            break
+        v = rest / rest.norm()
+    return normalize(vectors[:, -1] @ basis[:k], dim=0).reshape(shape), reached
 
 
 def spectral_normalize(weight, c, n_iter):
@@ -44,8 +54,9 @@ def spectral_normalize(weight, c, n_iter):
     weight (d_out, d_in), returned with the same shape, untouched when s <= c. n_iter iterations find s from below, so
     few of them leave the norm above c. Differentiable: ds = u^T dW v. Behrmann et al. 2019, section 2.1.
     """
-    w = weight.detach()
-    v, _ = _power_iteration(lambda v: w @ v, lambda u: w.T @ u, _generic(w.shape[1:], w), 0, n_iter)
+    w, v = weight.detach(), _generic(weight.shape[1:], weight)
+    for _ in range(n_iter):
+        v = normalize(w.T @ (w @ v), dim=0, eps=torch.finfo(w.dtype).tiny)
     return weight / ((weight @ v).norm() / c).clamp_min(1)
 
 
@@ -53,15 +64,17 @@ class _Spectral:
     """A linear layer whose operator W has a spectral norm of at most coeff (mixed into nn.Linear and nn.Conv2d).
 
     The weight is W / max(1, sigma / coeff). `direction`, the right singular vector v of sigma = |W v|, and `seen`, the weight
-    it belongs to, are buffers: power iteration starts from the stored vector, and runs only if the weight (or the image
+    it belongs to, are buffers: the iteration starts from the stored vector, and runs only if the weight (or the image
     size) is another than last time, so two calls with the same weights agree to the last bit, in train and eval mode.
     It stops at a relative residual of tol (default sqrt(eps) of the dtype). sigma has the exact gradient u^T dW v.
 
-    After max_iter iterations without that, the estimate s is still a lower bound of sigma, and g might not contract.
-    `slack` then raises it to the upper bound s / a^(1 / (2 max_iter)), where a is how much of the top singular vector the
-    start contained: the layer contracts slightly more than asked (0.3% for n = 1000), and the gradient of sigma is approximate.
-    (From sigma^(2k) a <= |(W^T W)^k v| <= s^(2k); the start is generic, so a > 1e-4 / sqrt(n) but for one in a thousand.)
+    After k = max_iter steps without that, the estimate s is still a lower bound of sigma, and g might not contract.
+    `slack` then raises it to the upper bound s cosh(asinh(1 / a) / (2 k - 1)), where a is how much of the top singular
+    vector the start contained: the layer contracts a little more than asked (0.2% for n = 1000 inputs), and the gradient of
+    sigma is approximate. The start is generic, so a > 1e-4 / sqrt(n) but for one start in a thousand. (W stretches
+    no p(A) v of the span by more than s; take p(s^2 (1 - t^2)) = T_{2k-1}(t) / t with Chebyshev's polynomial T.)
     """
+
     def _setup(self, coeff, tol, max_iter):
         if not coeff > 0:
             raise ValueError(f"coeff must be positive, got {coeff}")
@@ -74,16 +87,15 @@ class _Spectral:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _refresh(self, shape):
-        weight, start = self.weight.detach(), _generic(shape, self.weight)
-        if self.direction.shape == shape:
-            if torch.equal(self.seen, weight):
-                return
-            # The stored vector alone may be a singular vector of the new weight too, and no longer the top one.
-            start = self.direction + 0.1 * start
+        weight, fresh = self.weight.detach(), self.direction.shape != shape
+        if not fresh and torch.equal(self.seen, weight):
+            return
+        # The stored vector alone may be a singular vector of the new weight too, and no longer the top one.
+        start = _generic(shape, weight) if fresh else self.direction + 0.1 * _generic(shape, weight)
         tol = torch.finfo(weight.dtype).eps ** 0.5 if self.tol is None else self.tol
-        v, reached = _power_iteration(lambda v: self._operator(weight, v), lambda u: self._adjoint(weight, u),
-                                      start / start.norm(), tol, self.max_iter)
-        bound = (1e4 * math.sqrt(v.numel())) ** (0.5 / self.max_iter)
+        v, reached = _top_singular_vector(lambda v: self._adjoint(weight, self._operator(weight, v)),
+                                          start / start.norm(), tol, self.max_iter)
+        bound = math.cosh(math.asinh(1e4 * math.sqrt(v.numel())) / (2 * self.max_iter - 1))
         self.direction, self.seen, self.slack = v, weight.clone(), torch.full_like(self.slack, 1 if reached else bound)
 
     def bounded_weight(self, shape):
@@ -93,6 +105,9 @@ class _Spectral:
         # With v fixed, the norm's gradient is u^T dW v.
         sigma = self.slack * torch.linalg.vector_norm(self._operator(self.weight, self.direction))
         return self.weight / (sigma / self.coeff).clamp_min(1)
+
+    def forward(self, x):
+        return self._operator(self.bounded_weight(x.shape[1 - self.weight.ndim:]), x, self.bias)
 
     def _save_to_state_dict(self, *args):
         # What is saved belongs together, so that a loaded layer starts with nothing to do.
@@ -107,46 +122,42 @@ class _Spectral:
 
 
 class SpectralLinear(_Spectral, nn.Linear):
-    """A linear layer (..., d_in) -> (..., d_out) with Lipschitz constant at most coeff, by power iteration.
+    """A linear layer (..., d_in) -> (..., d_out) with Lipschitz constant at most coeff.
 
     y = x W^T / max(1, sigma(W) / coeff) + b. The iteration stops at a relative residual of tol, and goes on from where it
-    was when the weight has changed; details and what happens at max_iter: _Spectral. Behrmann et al. 2019, section 2.1.
+    was when the weight has changed; details, and what happens at max_iter: _Spectral. Behrmann et al. 2019, section 2.1.
     """
-    def __init__(self, d_in, d_out, coeff=0.9, tol=None, max_iter=2000):
+
+    def __init__(self, d_in, d_out, coeff=0.9, tol=None, max_iter=100):
         super().__init__(d_in, d_out)
         self._setup(coeff, tol, max_iter)
 
-    def _operator(self, weight, v):
-        return linear(v, weight)
+    def _operator(self, weight, v, bias=None):
+        return linear(v, weight, bias)
 
     def _adjoint(self, weight, u):
         return u @ weight
-
-    def forward(self, x):
-        return linear(x, self.bounded_weight((self.in_features,)), self.bias)
 
 
 class SpectralConv2d(_Spectral, nn.Conv2d):
     """A convolution (B, c_in, H, W) -> (B, c_out, H, W), zero padded, with Lipschitz constant at most coeff.
 
-    sigma is the norm of the convolution as an operator on H x W images (not of the kernel as a matrix, which bounds
-    nothing), found with the convolution and its transpose; another image size has another sigma and starts anew.
+    sigma is the norm of the convolution as an operator on H x W images (that of the kernel as a matrix may be well below
+    it), found with the convolution and its transpose; another image size has another sigma and starts anew.
     kernel_size must be odd. Behrmann et al. 2019, section 2.1 and appendix (Gouk et al. 2018).
     """
-    def __init__(self, c_in, c_out, kernel_size, coeff=0.9, tol=None, max_iter=2000):
+
+    def __init__(self, c_in, c_out, kernel_size, coeff=0.9, tol=None, max_iter=100):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that the image keeps its size, got {kernel_size}")
         super().__init__(c_in, c_out, kernel_size, padding=kernel_size // 2)
         self._setup(coeff, tol, max_iter)
 
-    def _operator(self, weight, v):
-        return conv2d(v, weight, padding=self.padding)
+    def _operator(self, weight, v, bias=None):
+        return conv2d(v, weight, bias, padding=self.padding)
 
     def _adjoint(self, weight, u):
         return conv_transpose2d(u, weight, padding=self.padding)
-
-    def forward(self, x):
-        return conv2d(x, self.bounded_weight(tuple(x.shape[1:])), self.bias, padding=self.padding)
 
 
 def lip_swish(z, beta):
@@ -275,8 +286,7 @@ def _linked(g, x):
 
 def _vjp(g_x, x, v):
     """v^T J, with a graph of its own in grad mode and without one under no_grad."""
-    return torch.autograd.grad(g_x, x, v, retain_graph=True, create_graph=torch.is_grad_enabled(),
-                               materialize_grads=True)[0]
+    return torch.autograd.grad(g_x, x, v, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
 
 
 def _dot(a, b, event_dims=None):
@@ -411,8 +421,7 @@ class Residual(Transform):
     def forward(self, x, context=None):
         self._check(x, "x")
         linked, g_x = _linked(lambda x: self._g(x, context), x)
-        ldj = self._exact_ldj(g_x, linked) if self.exact else self._estimate(g_x, linked)
-        return x + g_x, ldj
+        return x + g_x, self._exact_ldj(g_x, linked) if self.exact else self._estimate(g_x, linked)
 
     def _exact_ldj(self, g_x, x):
         event = x.shape[-self.event_dims:]
@@ -426,13 +435,13 @@ class Residual(Transform):
 
     def _estimate(self, g_x, x):
         v = torch.randn_like(x) if self.noise == "gaussian" else torch.empty_like(x).bernoulli_() * 2 - 1
-        if self.logdet == "series":
-            return _dot(_sums(g_x, x, v, self.n_terms, lambda k: 1)[0], v, self.event_dims)
-        n, survival = self.terms.sample(), self.terms.survival
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "autograd"):
+        series = self.logdet == "series"
+        n, survival = (self.n_terms, lambda k: 1) if series else (self.terms.sample(), self.terms.survival)
+        through_sum = series or self.gradient == "autograd"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and through_sum):
             total, left = _sums(g_x, x, v, n, survival)
             value = _dot(total, v, self.event_dims)
-        if self.gradient == "autograd" or not torch.is_grad_enabled():
+        if through_sum or not torch.is_grad_enabled():
             return value
         surrogate = _dot(_vjp(g_x, x, v + left), v, self.event_dims)
         return value + (surrogate - surrogate.detach())
@@ -465,10 +474,8 @@ class Residual(Transform):
             step, size = self._norm(new - x), scale(new)
             # A sample that has arrived stays, so that what it gets does not depend on the rest of its batch.
             x = torch.where(done, x, new)
-            done = done | (step == 0)
             if last is not None:
-                if self.lipschitz is None:
-                    rate = torch.maximum(rate, step / last.clamp_min(info.tiny))
+                rate = torch.maximum(rate, step / last.clamp_min(info.tiny)) if self.lipschitz is None else rate
                 # The steps of a contraction shrink for as long as they are more than rounding.
                 rounding = (step >= last) & (step <= 100 * info.eps * size)
                 done = done | (step * rate <= tol * size * (1 - rate)) | rounding

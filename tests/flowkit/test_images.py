@@ -7,9 +7,8 @@ from layer_laws import (both_directions_agree, gradients, input_is_untouched, in
                         round_trip, rows_do_not_mix)
 from torch.distributions import Independent, Normal
 
-from flowkit import (DSF, ActNorm2d, Affine, ChannelWise, Compose, Conv1x1, FactorOut, Flow, FlowPPNet, GatedAttention, GatedConv,
-                     ImageCoupling, Inverse, MixLogitCDF, MultiScale, Permute, Squeeze, StandardNormal, Transform, bits_per_dim,
-                     flow_plus_plus, settings)
+from flowkit import (DSF, ActNorm2d, ChannelWise, Compose, Conv1x1, FactorOut, FlowPPNet, GatedAttention, GatedConv,
+                     ImageCoupling, Inverse, MixLogitCDF, MultiScale, Permute, Squeeze, Transform, bits_per_dim, fit, flow_plus_plus)
 
 SHAPE = (2, 2, 4)       # channels, height, width: not square, and no two alike but the first
 SIZE = math.prod(SHAPE)
@@ -105,6 +104,14 @@ def test_shapes_dtypes_and_state(name):
         assert torch.equal(got, want)
     z, ldj = layer.float().layer(image.float())
     assert z.dtype == ldj.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"permute", "act_norm", "flow_plus_plus_step", "multi_scale", "multi_scale_2", "unsqueeze"}))
+def test_the_default_device_is_respected(name):
+    with torch.device("meta"):
+        layer = LAYERS[name]()
+    z, ldj = layer(torch.empty(3, *SHAPE, device="meta"))
+    assert (z.device.type, ldj.device.type, ldj.shape) == ("meta", "meta", (3,))
 
 
 def test_squeeze_keeps_neighbours_together():
@@ -217,7 +224,6 @@ def test_flow_plus_plus_learns_discrete_images():
     assert not flow.exact
     with pytest.raises(ValueError, match="pass bound=True"):
         flow.log_prob(data[:2])
-    from flowkit import fit
     fit(flow, lambda n: data[torch.randint(2000, (n,))], steps=120, batch_size=64, lr=1e-2, progress=False)
     with torch.no_grad():
         bits = bits_per_dim(flow.log_prob(data, bound=True), (1, 4, 4), 1).mean()

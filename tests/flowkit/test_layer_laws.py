@@ -50,7 +50,8 @@ def test_all_weights_get_a_gradient(name):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("name", ["coupling", "additive_coupling", "mix_coupling", "reverse", "invertible_linear"])
+# All but those whose constructor is given a tensor of its own, and those whose forward looks at a number.
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - {"permute", "maf_any_order", "act_norm", "iaf", "inverse", "compose", "cnf", "residual"}))
 def test_the_default_device_is_respected(name):
     """Shapes alone, on the device that holds no data: nothing is made on a device of its own choosing."""
     with torch.device("meta"):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 from flowkit import Flow, StandardNormal
-from flowkit.residual import (ACTIVATIONS, Geometric, LipSwish, Residual, ShiftedPoisson, SpectralConv2d, SpectralLinear, lip_swish,
+from flowkit.residual import (ACTIVATIONS, Geometric, LipSwish, Residual, ShiftedPoisson, SpectralConv2d, SpectralLinear, _top_singular_vector, lip_swish,
                               lipschitz_convnet, lipschitz_mlp, neumann_gradient, power_series_logdet, residual_inverse,
                               roulette_sum, russian_roulette_logdet, spectral_normalize)
 
@@ -400,11 +400,38 @@ def test_without_convergence_the_norm_errs_to_the_safe_side(gap):
     assert layer.slack > 1 and 0.7 < norm <= 0.9
     x = torch.randn(3, 40, dtype=F64)
     assert torch.equal(layer(x), layer(x))
-    layer.max_iter = 2000
+    layer.max_iter = 100
     with torch.no_grad():
         layer.weight.mul_(1.5)
     norm = torch.linalg.matrix_norm(layer.bounded_weight((40,)), 2).item()
     assert 0.9 * 0.995 < norm <= 0.9 * (1 + 1e-7)
+
+
+def test_the_upper_bound_holds_for_what_the_start_contained():
+    """sigma <= s cosh(asinh(1 / a) / (2 k - 1)) after k steps from a start with a of the top singular vector, however small a."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        singular = torch.cat([torch.tensor([1.05], dtype=F64), torch.linspace(1, 0, 29, dtype=F64) ** (seed % 4 + 1)])
+        start = torch.randn(30, dtype=F64)
+        start[0] = 10.0 ** -(seed % 7)
+        start /= start.norm()
+        for k in (1, 2, 3, 6, 12):
+            v, _ = _top_singular_vector(lambda v: singular ** 2 * v, start, 0, k)
+            s = (singular * v).norm()
+            assert s <= 1.05 + 1e-12 and s * math.cosh(math.asinh(1 / start[0]) / (2 * k - 1)) >= 1.05
+
+
+def test_training_keeps_the_norm_under_its_bound_in_float32():
+    """The vector follows weights that move by small steps, through crossings of singular values too."""
+    torch.manual_seed(0)
+    layer, a, b = SpectralLinear(24, 24), torch.randn(24, 24), torch.randn(24, 24)
+    for i in range(200):
+        with torch.no_grad():
+            # Two blocks that never mix: their largest singular values cross again and again.
+            blocks = torch.block_diag(a[:12, :12] * (1 + 0.5 * math.sin(i / 7)), b[:12, :12])
+            layer.weight.copy_(blocks)
+        norm = torch.linalg.matrix_norm(layer.bounded_weight((24,)), 2).item()
+        assert norm <= 0.9 * 1.001
 
 
 def test_spectral_layers_in_odd_cases():
@@ -450,8 +477,8 @@ def test_lip_swish_is_one_lipschitz():
     assert module.raw_beta.grad != 0
 
 
-def test_only_lip_swish_bends_where_it_is_steep():
-    """All have slope at most 1; far out, where the slope is within 1% of its supremum, the others are straight or at a peak."""
+def test_lip_swish_bends_where_it_is_steep():
+    """All have slope at most 1; where it is within 5% of its largest, ELU and softplus are straight, mostly."""
     z = torch.linspace(-12, 12, 24001, dtype=F64, requires_grad=True)
     bends = {}
     for name, make in ACTIVATIONS.items():
@@ -459,7 +486,7 @@ def test_only_lip_swish_bends_where_it_is_steep():
         curvature, = torch.autograd.grad(slope.sum(), z)
         assert slope.abs().max() <= 1 + 1e-12
         bends[name] = curvature[slope > 0.95 * slope.max()].abs().median().item()
-    assert max(bends, key=bends.get) == "LipSwish" or bends["LipSwish"] > 10 * max(bends["ELU"], bends["Softplus"])
+    assert bends["LipSwish"] > 10 * max(bends["ELU"], bends["Softplus"])
 
 
 @pytest.mark.parametrize("lipschitz", [0.3, 0.9])
