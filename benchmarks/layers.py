@@ -370,10 +370,10 @@ def linear_layers(dim):
 
 def field(dim):
     """A field that is far from the zero it would start with, as a trained one is."""
-    made = flowkit.VectorField(dim, HIDDEN)
+    far = flowkit.VectorField(dim, HIDDEN)
     with torch.no_grad():
-        made.net[-1].weight.mul_(5)
-    return made
+        far.net[-1].weight.mul_(5)
+    return far
 
 
 def cnf_rk4(dim):
@@ -502,16 +502,16 @@ def ratio(ours, theirs):
 
 def figures(contestants, dim, budget):
     """{measure: {name: ratio}} of flowkit's time to the time of each other contestant that has it."""
-    made = [calls(c, dim) for c in contestants]
+    ready = [calls(c, dim) for c in contestants]
     for _ in range(20):   # ActNorm's first batch, Adam's state, and weights that have left their start
-        for functions in made:
+        for functions in ready:
             functions["step"]()
     table, order = {}, random.Random(0)
     gc.collect()
     gc.disable()
     for measure in MEASURES:
-        those = [i for i, functions in enumerate(made) if functions[measure]]
-        first, *others = rounds([made[i][measure] for i in those], budget, order)
+        those = [i for i, functions in enumerate(ready) if functions[measure]]
+        first, *others = rounds([ready[i][measure] for i in those], budget, order)
         table[measure] = {contestants[i].name: ratio(first, times) for i, times in zip(those[1:], others)}
         table[measure]["ms"] = 1e3 * statistics.median(first)
     gc.enable()

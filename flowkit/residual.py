@@ -176,7 +176,8 @@ class LipSwish(nn.Module):
         return lip_swish(x, softplus(self.raw_beta))
 
 
-# The smooth activations of Chen et al. 2019, figure 4, all of slope at most 1; only LipSwish bends where it is steepest.
+# Smooth activations of slope at most 1, to compare as in Chen et al. 2019, figure 4: where ELU and softplus are steepest they are
+# straight (on a half-line), tanh is steepest at one point but saturates on both sides; LipSwish does neither.
 ACTIVATIONS = {"LipSwish": LipSwish, "ELU": nn.ELU, "Softplus": nn.Softplus, "tanh": nn.Tanh}
 
 
