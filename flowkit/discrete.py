@@ -142,10 +142,10 @@ class RoundedShift(ScalarMap):
     num_params = 1
 
     def forward(self, x, params):
-        return x + round_st(self.split(x, params)[..., 0, :]), torch.zeros_like(x)
+        return x + round_st(self.blocks(x, params)[0]), torch.zeros_like(x)
 
     def inverse(self, z, params):
-        return z - round_st(self.split(z, params)[..., 0, :]), torch.zeros_like(z)
+        return z - round_st(self.blocks(z, params)[0]), torch.zeros_like(z)
 
 
 class IDFCoupling(Coupling):

@@ -74,12 +74,12 @@ class ActNorm(Transform):
         check_input(x, dim=len(self.shift))
         if not self.initialised:
             self._initialise(x)
-        return x * torch.exp(self.log_scale) + self.shift, self.log_scale.sum() + x.new_zeros(x.shape[:-1])
+        return torch.addcmul(self.shift, x, torch.exp(self.log_scale)), self.log_scale.sum().expand(x.shape[:-1])
 
     def inverse_and_ldj(self, z, context=None):
         check_input(z, "z", len(self.shift))
         x = (z - self.shift) * torch.exp(-self.log_scale)
-        return x, self.log_scale.sum() + z.new_zeros(z.shape[:-1])
+        return x, self.log_scale.sum().expand(z.shape[:-1])
 
     def inverse(self, z, context=None):
         return self.inverse_and_ldj(z)[0]
@@ -89,7 +89,7 @@ class InvertibleLinear(Transform):
     """z = W x with W = P L (U + diag(sign * exp(log_s))), so that ldj = sum(log_s) costs O(D).
 
     P is a fixed permutation, L unit lower and U strictly upper triangular; W starts as a random rotation. The signs
-    are fixed, so W never becomes singular. The inverse is two triangular solves. x (..., dim).
+    are fixed, so W never becomes singular. The inverse is found by two triangular solves. x (..., dim).
     """
 
     def __init__(self, dim):
@@ -103,27 +103,25 @@ class InvertibleLinear(Transform):
         self.log_s = nn.Parameter(upper.diagonal().abs().log())
 
     def factors(self):
-        """L and U, the latter with its diagonal."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.log_s), dtype=self.lower.dtype, device=self.lower.device)
-        return lower, self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
+        """L without its diagonal of ones, and U with its diagonal."""
+        return self.lower.tril(-1), self.upper.triu(1) + torch.diag(self.sign * torch.exp(self.log_s))
 
     def weight(self):
         """The matrix W."""
         lower, upper = self.factors()
-        return self.permutation @ lower @ upper
+        return self.permutation @ torch.addmm(upper, lower, upper)
 
     def forward(self, x, context=None):
         check_input(x, dim=len(self.log_s))
-        return x @ self.weight().T, self.log_s.sum() + x.new_zeros(x.shape[:-1])
+        return x @ self.weight().T, self.log_s.sum().expand(x.shape[:-1])
 
     def inverse_and_ldj(self, z, context=None):
         check_input(z, "z", len(self.log_s))
         lower, upper = self.factors()
-        # Points are rows, so z = x U^T L^T P^T is undone from the right.
-        x = z.reshape(-1, z.shape[-1]) @ self.permutation
-        x = torch.linalg.solve_triangular(lower.T, x, upper=True, left=False, unitriangular=True)
-        x = torch.linalg.solve_triangular(upper.T, x, upper=False, left=False)
-        return x.reshape(z.shape), self.log_s.sum() + z.new_zeros(z.shape[:-1])
+        # Two triangular systems of D columns, and not of as many as there are points.
+        inverse = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
+        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
+        return z @ inverse.T, self.log_s.sum().expand(z.shape[:-1])
 
     def inverse(self, z, context=None):
         return self.inverse_and_ldj(z)[0]

@@ -99,11 +99,13 @@ class MADE(nn.Module):
         if (context is None) != (self.context is None):
             raise ValueError(f"context must {'not be given to' if self.context is None else 'be given to'} this MADE, got "
                              f"{'one' if self.context is None else 'none'}")
-        return 0 if context is None else self.context(context)
+        return None if context is None else self.context(context)
 
     def forward(self, x, context=None):
         check_input(x, dim=self.dim)
-        h = F.linear(x, self._masked(0), self.layers[0].bias) + self._context(context)
+        h, shift = F.linear(x, self._masked(0), self.layers[0].bias), self._context(context)
+        if shift is not None:
+            h = h + shift
         for i in range(1, len(self.layers)):
             h = F.linear(self.activation(h), self._masked(i), self.layers[i].bias)
         return h
@@ -118,7 +120,6 @@ class MADE(nn.Module):
         weights = [self._masked(i) for i in range(len(self.layers))]
         # Units are kept in rows, since new rows are appended faster than new columns.
         shift = self._context(context)
-        shift = shift if context is None else shift.T
         x, hidden = like.new_zeros(0, len(like)), [like.new_zeros(0, len(like)) for _ in rest]
         for k, i in enumerate(order):
             below, columns = x, order[:k]
@@ -127,8 +128,8 @@ class MADE(nn.Module):
                 if new.stop > new.start:
                     weight = weights[layer][new][:, columns] if layer == 0 else weights[layer][new, :len(below)]
                     h = torch.addmm(self.layers[layer].bias[new, None], weight, below)
-                    if layer == 0 and context is not None:
-                        h = h + shift[new]
+                    if layer == 0 and shift is not None:
+                        h = h + shift[:, new].T
                     hidden[layer] = torch.cat([hidden[layer], self.activation(h)])
                 below = hidden[layer]
             rows = slice(i, None, self.dim)

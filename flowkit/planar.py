@@ -22,11 +22,6 @@ def _above_minus_one(raw):
     return softplus(raw + math.log(math.e - 1)) - 1
 
 
-def _log_slope_of_tanh(a):
-    """log(1 - tanh(a)^2), without cancellation."""
-    return 2 * (math.log(2) - a - softplus(-2 * a))
-
-
 class Planar(Transform):
     """z = x + u tanh(w.x + b), ldj = log|1 + (1 - tanh^2) w.u|; x (..., dim).
 
@@ -46,9 +41,9 @@ class Planar(Transform):
         return self.u + (wu - free) * self.w / square.clamp_min(torch.finfo(square.dtype).tiny), wu
 
     def _value(self, a, wu):
-        """tanh(a + b) and log(1 + w.u tanh'(a + b))."""
-        slope = torch.exp(_log_slope_of_tanh(a + self.b))
-        return torch.tanh(a + self.b), torch.log1p(wu * slope)
+        """h = tanh(a + b) and log(1 + w.u h'), h' = 1 - h^2."""
+        h = torch.tanh(a + self.b)
+        return h, torch.log1p(wu * (1 - h ** 2))
 
     def forward(self, x, context=None):
         check_input(x, dim=len(self.w))
@@ -88,16 +83,16 @@ class Radial(Transform):
         alpha = torch.exp(self.log_alpha)
         return alpha, alpha * _above_minus_one(self.raw_beta)
 
-    def _ldj(self, r, alpha, beta):
-        h = 1 / (alpha + r)
-        return (len(self.center) - 1) * torch.log1p(beta * h) + torch.log1p(alpha * beta * h ** 2)
+    def _ldj(self, h, alpha, beta):
+        bh = beta * h
+        return (len(self.center) - 1) * torch.log1p(bh) + torch.log1p(alpha * bh * h)
 
     def forward(self, x, context=None):
         check_input(x, dim=len(self.center))
         alpha, beta = self.alpha_beta()
         away = x - self.center
-        r = torch.linalg.vector_norm(away, dim=-1)
-        return x + away * (beta / (alpha + r))[..., None], self._ldj(r, alpha, beta)
+        h = 1 / (alpha + torch.linalg.vector_norm(away, dim=-1))
+        return x + away * (beta * h)[..., None], self._ldj(h, alpha, beta)
 
     def inverse_and_ldj(self, z, context=None):
         check_input(z, "z", len(self.center))
@@ -108,7 +103,7 @@ class Radial(Transform):
         p = alpha + beta - rz
         root = torch.sqrt(p ** 2 + 4 * alpha * rz)
         r = torch.where(p > 0, 2 * alpha * rz / (root + p.abs()), (root + p.abs()) / 2)
-        return z - away * (beta / (alpha + beta + r))[..., None], self._ldj(r, alpha, beta)
+        return z - away * (beta / (alpha + beta + r))[..., None], self._ldj(1 / (alpha + r), alpha, beta)
 
     def inverse(self, z, context=None):
         return self.inverse_and_ldj(z)[0]
@@ -138,9 +133,8 @@ class Sylvester(Transform):
     def forward(self, x, context=None):
         check_input(x, dim=len(self.frame))
         q, r, s, product = self.factors()
-        a = x @ q @ s.T + self.b
-        ldj = torch.log1p(product * torch.exp(_log_slope_of_tanh(a))).sum(-1)
-        return x + torch.tanh(a) @ (q @ r).T, ldj
+        h = torch.tanh(x @ (q @ s.T) + self.b)
+        return x + h @ (q @ r).T, torch.log1p(product * (1 - h ** 2)).sum(-1)
 
     def inverse_and_ldj(self, z, context=None):
         check_input(z, "z", len(self.frame))
@@ -152,8 +146,8 @@ class Sylvester(Transform):
             goal = target[..., i] - sum(r[i, j] * h[j] for j in later)
 
             def along(t):
-                a = s[i, i] * t + shift
-                return t + r[i, i] * torch.tanh(a), torch.log1p(product[i] * torch.exp(_log_slope_of_tanh(a)))
+                bent = torch.tanh(s[i, i] * t + shift)
+                return t + r[i, i] * bent, torch.log1p(product[i] * (1 - bent ** 2))
 
             y[i] = invert_increasing(along, goal)
             h[i], ldj = torch.tanh(s[i, i] * y[i] + shift), ldj + along(y[i])[1]
