@@ -21,6 +21,9 @@ from .core import Transform, check_finite, check_input, given
 
 # --- contractive nets
 
+SMALL = 128     # up to this size a matrix is decomposed, which is quicker than iterating
+
+
 def _generic(shape, like):
     """The same unit vector at each call, orthogonal to nothing that a weight would single out; no global seed is touched."""
     v = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float64, device="cpu")
@@ -87,16 +90,22 @@ class _Spectral:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _refresh(self, shape):
-        weight, fresh = self.weight.detach(), self.direction.shape != shape
-        if not fresh and torch.equal(self.seen, weight):
+        weight = self.weight.detach()
+        if self.direction.shape == shape and torch.equal(self.seen, weight):
             return
-        # The stored vector alone may be a singular vector of the new weight too, and no longer the top one.
-        start = _generic(shape, weight) if fresh else self.direction + 0.1 * _generic(shape, weight)
+        v, slack = self._find(weight, shape)
+        self.direction, self.seen, self.slack = v, weight.clone(), torch.full_like(self.slack, slack)
+
+    def _find(self, weight, shape):
+        """The top singular vector, of that shape, and the slack."""
+        start = _generic(shape, weight)
+        if self.direction.shape == shape:
+            # The stored vector alone may be a singular vector of the new weight too, and no longer the top one.
+            start = self.direction + 0.1 * start
         tol = torch.finfo(weight.dtype).eps ** 0.5 if self.tol is None else self.tol
         v, reached = _top_singular_vector(lambda v: self._adjoint(weight, self._operator(weight, v)),
                                           start / start.norm(), tol, self.max_iter)
-        bound = math.cosh(math.asinh(1e4 * math.sqrt(v.numel())) / (2 * self.max_iter - 1))
-        self.direction, self.seen, self.slack = v, weight.clone(), torch.full_like(self.slack, 1 if reached else bound)
+        return v, 1 if reached else math.cosh(math.asinh(1e4 * math.sqrt(v.numel())) / (2 * self.max_iter - 1))
 
     def bounded_weight(self, shape):
         """The weight that is applied to an input of this shape (without its batch)."""
@@ -124,13 +133,21 @@ class _Spectral:
 class SpectralLinear(_Spectral, nn.Linear):
     """A linear layer (..., d_in) -> (..., d_out) with Lipschitz constant at most coeff.
 
-    y = x W^T / max(1, sigma(W) / coeff) + b. The iteration stops at a relative residual of tol, and goes on from where it
-    was when the weight has changed; details, and what happens at max_iter: _Spectral. Behrmann et al. 2019, section 2.1.
+    y = x W^T / max(1, sigma(W) / coeff) + b. With at most SMALL inputs or outputs sigma is exact; else the iteration stops
+    at a relative residual of tol, and goes on from where it was when the weight has changed; details, and what happens at
+    max_iter: _Spectral. Behrmann et al. 2019, section 2.1.
     """
 
     def __init__(self, d_in, d_out, coeff=0.9, tol=None, max_iter=100):
         super().__init__(d_in, d_out)
         self._setup(coeff, tol, max_iter)
+
+    def _find(self, weight, shape):
+        if min(weight.shape) > SMALL:
+            return super()._find(weight, shape)
+        wide = self.out_features < self.in_features
+        top = torch.linalg.eigh(weight @ weight.T if wide else weight.T @ weight)[1][:, -1]
+        return normalize(top @ weight if wide else top, dim=0).reshape(shape), 1
 
     def _operator(self, weight, v, bias=None):
         return linear(v, weight, bias)

@@ -312,6 +312,18 @@ def unbounded(layer, shape):
     return layer._operator(layer.weight, torch.eye(math.prod(shape), dtype=F64).reshape(-1, *shape)).flatten(1).T
 
 
+@pytest.fixture(params=["decomposed", "iterated"])
+def spectral(request, monkeypatch):
+    """Small matrices are decomposed; here they go the way of the large ones, too."""
+    if request.param == "iterated":
+        monkeypatch.setattr("flowkit.residual.SMALL", 0)
+
+
+@pytest.fixture
+def iterated(monkeypatch):
+    monkeypatch.setattr("flowkit.residual.SMALL", 0)
+
+
 SPECTRAL = [(lambda: SpectralLinear(3, 5), (3,)), (lambda: SpectralLinear(5, 3), (5,)), (lambda: SpectralLinear(30, 30), (30,)),
             (lambda: SpectralConv2d(2, 3, 3), (2, 5, 4)), (lambda: SpectralConv2d(3, 2, 5, coeff=0.5), (3, 4, 7)),
             (lambda: SpectralConv2d(3, 4, 1), (3, 4, 3)), (lambda: SpectralConv2d(1, 1, 3), (1, 1, 2))]
@@ -319,7 +331,7 @@ SPECTRAL_IDS = ["linear35", "linear53", "linear30", "conv3", "conv5", "conv1", "
 
 
 @pytest.mark.parametrize("make, shape", SPECTRAL, ids=SPECTRAL_IDS)
-def test_the_spectral_norm_is_torchs(make, shape):
+def test_the_spectral_norm_is_torchs(spectral, make, shape):
     layer = order_one(make())
     for factor in (3.0, 1.0, 2.0):
         with torch.no_grad():
@@ -333,7 +345,7 @@ def test_the_spectral_norm_is_torchs(make, shape):
 
 
 @pytest.mark.parametrize("make, shape", SPECTRAL, ids=SPECTRAL_IDS)
-def test_the_spectral_norms_gradient_is_that_of_the_svd(make, shape):
+def test_the_spectral_norms_gradient_is_that_of_the_svd(spectral, make, shape):
     layer = order_one(make())
     direction = torch.randn_like(layer.weight)
     got, = torch.autograd.grad((layer.bounded_weight(shape) * direction).sum(), layer.weight)
@@ -343,7 +355,7 @@ def test_the_spectral_norms_gradient_is_that_of_the_svd(make, shape):
 
 
 @pytest.mark.parametrize("make, shape", SPECTRAL, ids=SPECTRAL_IDS)
-def test_calls_with_the_same_weights_agree_to_the_last_bit(make, shape):
+def test_calls_with_the_same_weights_agree_to_the_last_bit(spectral, make, shape):
     layer, x = order_one(make()), torch.randn(3, *shape, dtype=F64)
     first, direction = layer(x), layer.direction
     assert torch.equal(layer(x), first) and torch.equal(layer.eval()(x), first) and layer.direction is direction
@@ -362,7 +374,7 @@ def test_calls_with_the_same_weights_agree_to_the_last_bit(make, shape):
         assert torch.equal(twin(x), first)
 
 
-def test_what_is_saved_belongs_to_the_saved_weight():
+def test_what_is_saved_belongs_to_the_saved_weight(spectral):
     layer, x = order_one(SpectralLinear(6, 6)), torch.randn(2, 6, dtype=F64)
     layer(x)
     with torch.no_grad():
@@ -371,7 +383,7 @@ def test_what_is_saved_belongs_to_the_saved_weight():
     assert torch.equal(layer(x), layer(x)) and all(torch.equal(v, state[k]) for k, v in layer.state_dict().items())
 
 
-def test_an_old_singular_vector_does_not_hide_a_new_top_one():
+def test_an_old_singular_vector_does_not_hide_a_new_top_one(spectral):
     """The trap of a stored vector: it is a singular vector of the new weight as well, only no longer the top one."""
     for dtype in (F64, torch.float32):
         layer = SpectralLinear(3, 3).to(dtype)
@@ -390,7 +402,7 @@ def test_an_image_of_another_size_has_another_norm():
 
 
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6])
-def test_without_convergence_the_norm_errs_to_the_safe_side(gap):
+def test_without_convergence_the_norm_errs_to_the_safe_side(iterated, gap):
     torch.manual_seed(4)
     u, v = (torch.linalg.qr(torch.randn(40, 40, dtype=F64)).Q for _ in range(2))
     weight = u @ torch.cat([torch.tensor([2.0, 2 - gap], dtype=F64), 2 * torch.rand(38, dtype=F64)]).diag() @ v.T
@@ -408,7 +420,7 @@ def test_without_convergence_the_norm_errs_to_the_safe_side(gap):
     assert 0.9 * 0.995 < norm <= 0.9 * (1 + 1e-7)
 
 
-def test_the_upper_bound_holds_for_what_the_start_contained():
+def test_the_upper_bound_holds_for_what_the_start_contained(iterated):
     """sigma <= s cosh(asinh(1 / a) / (2 k - 1)) after k steps from a start with a of the top singular vector, however small a."""
     for seed in range(40):
         torch.manual_seed(seed)
@@ -422,7 +434,7 @@ def test_the_upper_bound_holds_for_what_the_start_contained():
             assert s <= 1.05 + 1e-12 and s * math.cosh(math.asinh(1 / start[0]) / (2 * k - 1)) >= 1.05
 
 
-def test_training_keeps_the_norm_under_its_bound_in_float32():
+def test_training_keeps_the_norm_under_its_bound_in_float32(spectral):
     """The vector follows weights that move by small steps, through crossings of singular values too."""
     torch.manual_seed(0)
     layer, a, b = SpectralLinear(24, 24), torch.randn(24, 24), torch.randn(24, 24)
@@ -435,7 +447,7 @@ def test_training_keeps_the_norm_under_its_bound_in_float32():
         assert norm <= 0.9 * 1.001
 
 
-def test_spectral_layers_in_odd_cases():
+def test_spectral_layers_in_odd_cases(spectral):
     layer = SpectralLinear(3, 3)
     with torch.no_grad():
         layer.weight.zero_()
