@@ -78,9 +78,6 @@ class Autoregressive(Transform):
             x[i], ldj = found, ldj + log_slope[:, 0]
         return torch.cat([x[i] for i in range(z.shape[-1])], -1), ldj
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z, context)[0]
-
 
 class MAF(Autoregressive):
     """Masked autoregressive flow: z_i = x_i exp(alpha_i) + mu_i; one pass for density, D for sampling. net (..., D) ->

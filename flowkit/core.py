@@ -50,7 +50,8 @@ class Transform(nn.Module):
 
     The flags say what a layer is: `bijective`, `surjective` (many x to one z, or the reverse) or `stochastic`;
     `exact` is False where `ldj` is only an estimate, so that its flow gives a bound and not a likelihood.
-    Vector layers take x (..., D) and return z (..., D) and ldj (...,), in nats, of x's dtype and device.
+    Vector layers take x (..., D) and return z (..., D) and ldj (...,), in nats, of x's dtype and device. A layer writes
+    forward and one of the two inverses; the other follows.
     """
     bijective, surjective, stochastic, exact = True, False, False, True
 
@@ -60,7 +61,9 @@ class Transform(nn.Module):
 
     def inverse(self, z, context=None):
         """Latent to data: the x with forward(x) = z, differentiable."""
-        raise NotImplementedError(f"{type(self).__name__} has no inverse")
+        if type(self).inverse_and_ldj is Transform.inverse_and_ldj:
+            raise NotImplementedError(f"{type(self).__name__} has no inverse")
+        return self.inverse_and_ldj(z, context)[0]
 
     def inverse_and_ldj(self, z, context=None):
         """x = inverse(z) and, still from data to latent, ldj = log|det dz/dx| there; a layer that can, does both in one pass."""

@@ -43,9 +43,6 @@ class Coupling(Transform):
         x2, log_slope = self.map.inverse(z2, params)
         return torch.cat([z1, x2], -1), log_slope.sum(-1)
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z, context)[0]
-
 
 class AdditiveCoupling(Coupling):
     """NICE: z2 = x2 + net(x1), ldj = 0; net (..., d) -> (..., D - d)."""

@@ -121,9 +121,6 @@ class ModularCoupling(Transform):
     def inverse_and_ldj(self, z, context=None):
         return self._run(z, "z", context, self._unshift)
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z, context)[0]
-
 
 def _integral(x, name, like):
     """x, as floats of `like`'s dtype if its own is an integer one; raise one sentence unless all its values are integers."""

@@ -409,6 +409,3 @@ class Logit(Transform):
     def inverse_and_ldj(self, z, context=None):
         check_input(z, "z")
         return (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha), self._ldj(z)
-
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]

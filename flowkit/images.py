@@ -72,9 +72,6 @@ class ChannelWise(Transform):
         x, ldj = self.transform.inverse_and_ldj(z.movedim(1, -1))
         return x.movedim(-1, 1), ldj.sum((1, 2))
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]
-
 
 class Conv1x1(ChannelWise):
     """Invertible 1x1 convolution: z[:, :, h, w] = W x[:, :, h, w], ldj = H W log|det W|, with W in its LU form (linear.py)."""
@@ -148,9 +145,6 @@ class ImageCoupling(Transform):
         x2, log_slope = self.map.inverse(z2.flatten(1), params)
         return self._join(z1, x2.reshape(z2.shape)), log_slope.sum(-1)
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z, context)[0]
-
 
 class MultiScale(Transform):
     """At each level squeeze, transform, and let half of the channels leave (none at the last): z (B, C H W) is all that
@@ -198,9 +192,6 @@ class MultiScale(Transform):
             x, ldj = step.inverse_and_ldj(x, *given(context))
             x, total = self.squeeze.inverse(x), total + ldj
         return x, total
-
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z, context)[0]
 
 
 class FactorOut(Transform):

@@ -81,9 +81,6 @@ class ActNorm(Transform):
         x = (z - self.shift) * torch.exp(-self.log_scale)
         return x, self.log_scale.sum().expand(z.shape[:-1])
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]
-
 
 class InvertibleLinear(Transform):
     """z = W x with W = P L (U + diag(sign * exp(log_s))), so that ldj = sum(log_s) costs O(D).
@@ -122,6 +119,3 @@ class InvertibleLinear(Transform):
         inverse = torch.linalg.solve_triangular(lower, self.permutation.T, upper=False, unitriangular=True)
         inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
         return z @ inverse.T, self.log_s.sum().expand(z.shape[:-1])
-
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]

@@ -62,9 +62,6 @@ class Planar(Transform):
         h, ldj = self._value(invert_increasing(along, z @ self.w), wu)
         return z - u * h[..., None], ldj
 
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]
-
 
 class Radial(Transform):
     """z = x + beta (x - x0) / (alpha + r), r = |x - x0|; ldj = (D - 1) log(1 + beta h) + log(1 + alpha beta h^2), h = 1 /
@@ -104,9 +101,6 @@ class Radial(Transform):
         root = torch.sqrt(p ** 2 + 4 * alpha * rz)
         r = torch.where(p > 0, 2 * alpha * rz / (root + p.abs()), (root + p.abs()) / 2)
         return z - away * (beta / (alpha + beta + r))[..., None], self._ldj(1 / (alpha + r), alpha, beta)
-
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]
 
 
 class Sylvester(Transform):
@@ -153,6 +147,3 @@ class Sylvester(Transform):
             h[i], ldj = torch.tanh(s[i, i] * y[i] + shift), ldj + along(y[i])[1]
         bent = torch.stack([h[i] for i in range(len(self.b))], -1)
         return z - bent @ (q @ r).T, ldj
-
-    def inverse(self, z, context=None):
-        return self.inverse_and_ldj(z)[0]

@@ -66,11 +66,15 @@ def build(name, dim, dtype=torch.float64, seed=1):
     torch.manual_seed(seed)
     layer = LAYERS[name](dim).to(dtype)
     layer(points(dim, dtype))
+    return of_order_one(layer)
+
+
+def of_order_one(module):
+    """The module with random weights. Fan-in scaling keeps what nets put out, and not only what they hold, of order one."""
     with torch.no_grad():
-        for p in layer.parameters():
-            # Fan-in scaling keeps what the nets put out, and not only what they hold, of order one.
+        for p in module.parameters():
             p.copy_(torch.randn_like(p) / math.sqrt(p[0].numel() if p.ndim > 1 else 1))
-    return layer
+    return module
 
 
 def points(dim, dtype=torch.float64, n=6, seed=2):

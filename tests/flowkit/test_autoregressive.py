@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from layer_laws import of_order_one
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, Affine, Autoregressive, CausalConv1d, Flow, GatedAffine, Inverse,
@@ -10,12 +11,9 @@ from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, Affine, Autoregressive
                      pixelcnn_mask)
 
 
-def of_order_one(net, seed=0):
+def order_one(net, seed=0):
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn_like(p) / math.sqrt(p[0].numel() if p.ndim > 1 else 1))
-    return net.double()
+    return of_order_one(net.double())
 
 
 class Counted(torch.nn.Module):
@@ -53,17 +51,17 @@ def test_masks_open_each_path_to_the_past_and_no_other(dim, hidden):
 
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
 def test_made_sees_what_comes_before_in_its_order(order):
-    seen = dependence(of_order_one(MADE(5, 2, (11, 7), order)), (5,))
+    seen = dependence(order_one(MADE(5, 2, (11, 7), order)), (5,))
     place = torch.tensor(order or range(5)).argsort()
     assert torch.equal(seen, place[None, :] < place[:, None])
 
 
 def test_narrow_layers_never_look_ahead():
-    assert not dependence(of_order_one(MADE(6, 2, (3, 2))), (6,)).triu().any()
+    assert not dependence(order_one(MADE(6, 2, (3, 2))), (6,)).triu().any()
 
 
 def test_context_reaches_every_coordinate():
-    net = of_order_one(MADE(4, 2, (9, 9), context=3))
+    net = order_one(MADE(4, 2, (9, 9), context=3))
     x, context = torch.randn(1, 4, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
     by_context = torch.autograd.functional.jacobian(lambda c: net(x, c)[0], context)[:, 0]
     assert (by_context.abs() > 0).all()
@@ -96,7 +94,7 @@ def test_each_net_conditions_vectors_sequences_and_images(name, shape):
     """Only the past is seen; the flow inverts in the passes that theory says, has the right ldj, and no more passes than that."""
     build, options = NETS[name]
     channels, event = SHAPES[shape]
-    net = of_order_one(build(channels, 2, event_dims=len(event), **options))
+    net = order_one(build(channels, 2, event_dims=len(event), **options))
     passes = net.passes(event)
     size, places = math.prod(event), math.prod(event) // channels
     assert sorted(i for group in passes for i in group) == list(range(size))
@@ -132,7 +130,7 @@ def test_each_net_conditions_vectors_sequences_and_images(name, shape):
 
 @pytest.mark.parametrize("layer, one, many", [(MAF, "forward", "inverse"), (IAF, "inverse", "forward")])
 def test_one_direction_takes_one_pass_and_the_other_d(layer, one, many):
-    net = Counted(of_order_one(MADE(5, 2)))
+    net = Counted(order_one(MADE(5, 2)))
     flow, x = layer(net), torch.randn(3, 5, dtype=torch.float64)
     getattr(flow, one)(x)
     assert net.calls == 1
@@ -147,7 +145,7 @@ def test_one_direction_takes_one_pass_and_the_other_d(layer, one, many):
 @pytest.mark.parametrize("order", [None, [3, 0, 4, 1, 2]])
 @pytest.mark.parametrize("hidden", [(11,), (16, 3, 9)])
 def test_the_unrolled_made_gives_what_d_passes_give(hidden, order):
-    net = of_order_one(MADE(5, 6, hidden, order))
+    net = order_one(MADE(5, 6, hidden, order))
     z = torch.randn(4, 5, dtype=torch.float64)
     net_in_passes = Counted(net)
     net_in_passes.passes = lambda shape: [[i] for i in (order or range(5))]
@@ -168,7 +166,7 @@ def test_unrolling_computes_each_unit_once():
 
 
 def test_maf_is_the_product_of_its_gaussian_conditionals():
-    net = of_order_one(MADE(4, 2, order=[2, 0, 3, 1]))
+    net = order_one(MADE(4, 2, order=[2, 0, 3, 1]))
     x = torch.randn(6, 4, dtype=torch.float64)
     alpha, mu = net(x).chunk(2, -1)
     # z = x exp(alpha) + mu is standard normal, so x is normal about -mu exp(-alpha) with deviation exp(-alpha).
@@ -177,7 +175,7 @@ def test_maf_is_the_product_of_its_gaussian_conditionals():
 
 
 def test_made_mog_is_the_product_of_its_mixture_conditionals():
-    net = of_order_one(MADE(3, 12))
+    net = order_one(MADE(3, 12))
     x = torch.cat([torch.randn(6, 3, dtype=torch.float64), torch.full((1, 3), 30.0, dtype=torch.float64)])
     logits, means, log_scales = net(x).unflatten(-1, (3, 4, 3)).transpose(-1, -2).unbind(-3)
     mixture = MixtureSameFamily(Categorical(logits=logits), Normal(means, log_scales.exp()))
@@ -188,7 +186,7 @@ def test_made_mog_is_the_product_of_its_mixture_conditionals():
 def test_dense_and_deep_naf_of_any_depth():
     for widths in [(1,), (3,), (4, 2), (3, 3, 3)]:
         bend = DDSF(widths)
-        layer = Autoregressive(of_order_one(MADE(3, bend.num_params)), bend)
+        layer = Autoregressive(order_one(MADE(3, bend.num_params)), bend)
         x = torch.randn(5, 3, dtype=torch.float64)
         z, ldj = layer(x)
         torch.testing.assert_close(layer.inverse(z), x, rtol=1e-7, atol=1e-7)
@@ -199,7 +197,7 @@ def test_dense_and_deep_naf_of_any_depth():
 
 def test_causal_conv_sees_now_or_stops_before_now():
     for exclusive in (False, True):
-        conv = of_order_one(CausalConv1d(1, 1, 3, dilation=2, exclusive=exclusive))
+        conv = order_one(CausalConv1d(1, 1, 3, dilation=2, exclusive=exclusive))
         seen = dependence(conv, (1, 9))
         lag = torch.arange(9)[:, None] - torch.arange(9)[None, :]
         wanted = [1, 3, 5] if exclusive else [0, 2, 4]
@@ -224,7 +222,7 @@ def test_causal_attention_against_its_formula():
 
 
 def test_the_gate_never_expands():
-    net = of_order_one(MADE(4, 2))
+    net = order_one(MADE(4, 2))
     jacobian = torch.autograd.functional.jacobian(lambda v: Autoregressive(net, GatedAffine())(v[None])[0][0], torch.randn(4, dtype=torch.float64))
     assert (jacobian.diagonal() < 1).all() and (jacobian.diagonal() > 0).all()
 

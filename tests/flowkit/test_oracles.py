@@ -10,6 +10,7 @@ import pyro.distributions.transforms as pyro
 import pytest
 import torch
 import zuko
+from layer_laws import of_order_one
 from nflows.transforms.made import MADE as NflowsMADE
 from torch.distributions.transforms import AffineTransform
 
@@ -17,12 +18,9 @@ from flowkit import (DSF, MADE, MAF, MLP, ActNorm, ActNorm2d, AdditiveCoupling, 
                      ImageCoupling, InvertibleLinear, Planar, Radial, Squeeze)
 
 
-def of_order_one(net, seed=0):
+def order_one(net, seed=0):
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn_like(p) / math.sqrt(p[0].numel() if p.ndim > 1 else 1))
-    return net.double()
+    return of_order_one(net.double())
 
 
 def points(*shape):
@@ -49,7 +47,7 @@ class Interleaved(torch.nn.Module):
 @pytest.mark.parametrize("dim", [2, 5])
 def test_affine_coupling_is_zukos_and_normflows(dim):
     half = dim // 2
-    net, x = of_order_one(MLP(half, 2 * (dim - half))), points(6, dim)
+    net, x = order_one(MLP(half, 2 * (dim - half))), points(6, dim)
 
     def bend(x1):
         alpha, mu = net(x1).chunk(2, -1)
@@ -65,7 +63,7 @@ def test_affine_coupling_is_zukos_and_normflows(dim):
 
 
 def test_additive_coupling_is_nflows():
-    net, x = of_order_one(MLP(2, 3)), points(6, 5)
+    net, x = order_one(MLP(2, 3)), points(6, 5)
     peer = nflows.AdditiveCouplingTransform(torch.tensor([-1.0, -1, 1, 1, 1]), lambda d_in, d_out: _Contextless(net))
     same(AdditiveCoupling(net)(x), peer(x))
     same((AdditiveCoupling(net).inverse(x),), peer.inverse(x)[:1])
@@ -100,7 +98,7 @@ def test_act_norm_is_nflows_from_its_first_batch():
 
 def test_lu_linear_and_1x1_convolution_are_nflows():
     dim = 4
-    ours, theirs = of_order_one(InvertibleLinear(dim)), nflows.LULinear(dim).double()
+    ours, theirs = order_one(InvertibleLinear(dim)), nflows.LULinear(dim).double()
     # nflows has a positive diagonal; with D the signs, P L U = P D (D L D)(D U), and D U has one.
     sign = ours.sign
     with torch.no_grad():
@@ -128,14 +126,14 @@ def test_squeeze_is_nflows_up_to_the_order_of_channels():
 
 
 def test_image_coupling_is_normflows():
-    net, image = of_order_one(torch.nn.Conv2d(2, 6, 3, padding=1)), points(3, 5, 4, 2)
+    net, image = order_one(torch.nn.Conv2d(2, 6, 3, padding=1)), points(3, 5, 4, 2)
     (_, z2), ldj = normflows.flows.AffineCoupling(Interleaved(net))((image[:, :2], image[:, 2:]))
     same(ImageCoupling(net)(image), (torch.cat([image[:, :2], z2], 1), ldj))
 
 
 def test_planar_and_radial_are_normflows():
-    for ours, theirs in [(of_order_one(Planar(3)), normflows.flows.Planar((3,)).double()),
-                         (of_order_one(Radial(3), 1), normflows.flows.Radial((3,)).double())]:
+    for ours, theirs in [(order_one(Planar(3)), normflows.flows.Planar((3,)).double()),
+                         (order_one(Radial(3), 1), normflows.flows.Radial((3,)).double())]:
         with torch.no_grad():
             if isinstance(ours, Planar):
                 # normflows keeps w.u above -1 by another shift of the same u: softplus(w.u) - 1. Give it the u that we use.
@@ -156,7 +154,7 @@ def test_planar_and_radial_are_normflows():
 def test_made_is_nflows_made():
     """Hidden units in another order, parameters of a coordinate side by side: after both reorderings, number by number."""
     dim, width, params = 4, 12, 3
-    ours = of_order_one(MADE(dim, params, (width, width)))
+    ours = order_one(MADE(dim, params, (width, width)))
     theirs = NflowsMADE(dim, width, num_blocks=1, output_multiplier=params, use_residual_blocks=False, activation=torch.tanh).double()
     layers = [theirs.initial_layer, theirs.blocks[0].linear, theirs.final_layer]
     # Their degrees go 1, 2, 3, 1, 2, 3, ...; ours 1, 1, 1, 1, 2, ...: `sort` lists their units in our order.
@@ -176,7 +174,7 @@ def test_made_is_nflows_made():
 @pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
 def test_maf_is_zukos_autoregressive_transform(order):
     dim = 4
-    net, x = of_order_one(MADE(dim, 2, order=order)), points(6, dim)
+    net, x = order_one(MADE(dim, 2, order=order)), points(6, dim)
 
     def bend(x):
         alpha, mu = net(x).chunk(2, -1)
@@ -200,7 +198,7 @@ class Pieces(torch.nn.Module):
 
 @pytest.mark.parametrize("stable", [False, True])
 def test_both_affine_forms_are_pyros(stable):
-    net, x = of_order_one(MADE(4, 2)), points(6, 4)
+    net, x = order_one(MADE(4, 2)), points(6, 4)
     theirs = pyro.AffineAutoregressive(Pieces(net, lambda p: p.chunk(2, -1)[::-1]), stable=stable, sigmoid_bias=0.0)
     ours = Autoregressive(net, GatedAffine()) if stable else MAF(net)
     z = theirs(x)
@@ -211,7 +209,7 @@ def test_both_affine_forms_are_pyros(stable):
 
 def test_deep_sigmoidal_flow_is_pyros():
     k = 5
-    net, x = of_order_one(MADE(4, 3 * k)), points(6, 4)
+    net, x = order_one(MADE(4, 3 * k)), points(6, 4)
 
     def pieces(params):
         a, b, w = params.unflatten(-1, (3, k, 4)).unbind(-3)
