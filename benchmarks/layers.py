@@ -2,10 +2,10 @@
 
     python benchmarks/layers.py [--quick] [--check] [--only NAME ...]
 
-Three measures: a training step (batch of 512, forward, backward, a step of fused Adam at 1e-3), log_prob of 10,000 points and 10,000
-samples (both without gradients). Each figure is the CPU time of flowkit divided by the contestant's: below 1 flowkit is the
-faster one. Contestants take turns, one call each a round and in random order, and a figure is the median over the rounds
-of the ratio within a round, so that a machine with other work slows all of them alike.
+Three measures: a training step (batch of 512, forward, backward, a step of fused Adam at 1e-3), log_prob of 10,000 points
+and 10,000 samples (both without gradients). Each figure is the CPU time of flowkit divided by the contestant's: below 1
+flowkit is the faster one. Contestants take turns, one call each a round and in random order, and a figure is the median over
+the rounds of the ratio within a round, so that a machine with other work slows all of them alike.
 
 The minimum is plain torch for this one network, without checks or choices. Nets are 64-64 with tanh everywhere, data are in two
 humps. Before anything is timed: the minimum, given flowkit's weights, must give flowkit's densities; at D = 2
@@ -14,10 +14,11 @@ every density must integrate to one, and samples must have the entropy that the 
 "closed": planar, radial and Sylvester layers are closed in one direction, which is compared with the peers' closed one:
 as density for the training step and log_prob, and for the samples by the flow turned round.
 
-`--check` exits 1 and names each figure that misses its goal: couplings take at most 1.1 of the minimum; flowkit takes no longer than the
-fastest peer, 5% allowed for noise; sampling of MAF at D = 16 takes at most 1 / 1.5 of the fastest peer's.
+`--check` exits 1 and names each figure that misses its goal: couplings take at most 1.1 of the minimum; flowkit takes no
+longer than the fastest peer, 5% allowed for noise; sampling of MAF at D = 16 takes at most 1 / 1.5 of the fastest peer's.
 """
 import argparse
+import ctypes
 import gc
 import math
 import random
@@ -26,9 +27,9 @@ import sys
 import time
 import warnings
 
-import peers
+import _peers as peers
 import torch
-from peers import HIDDEN, Contestant
+from _peers import HIDDEN, Contestant
 from torch import nn
 from torch.nn.functional import linear, logsigmoid, softplus
 
@@ -86,7 +87,8 @@ class Masked(nn.Linear):
 
 def made(dim, params):
     inputs, hidden = torch.arange(dim) + 1, torch.arange(64) * max(1, dim - 1) // 64 + 1
-    return nn.Sequential(Masked(inputs, hidden), nn.Tanh(), Masked(hidden, hidden), nn.Tanh(), Masked(hidden, inputs.repeat(params), True))
+    last = Masked(hidden, inputs.repeat(params), strict=True)
+    return nn.Sequential(Masked(inputs, hidden), nn.Tanh(), Masked(hidden, hidden), nn.Tanh(), last)
 
 
 class MAFMinimum(Minimum):
@@ -155,8 +157,9 @@ class MixtureMinimum(Minimum):
             slopes = torch.exp(-log_scales)
 
             def value(x):
-                below = logsigmoid((x[:, None] - means) * slopes)
-                return torch.logsumexp(log_weights + below, -1) - torch.logsumexp(log_weights + below - (x[:, None] - means) * slopes, -1)
+                u = (x[:, None] - means) * slopes
+                below = logsigmoid(u)
+                return torch.logsumexp(log_weights + below, -1) - torch.logsumexp(log_weights + below - u, -1)
 
             z = torch.stack([z1[:, 0], bisect(value, ((z2 - b) * torch.exp(-a))[:, 0])], -1)
         return z
@@ -203,7 +206,7 @@ def above_minus_one(raw):
 
 
 class ClosedMinimum(Minimum):
-    """Of planar, radial or Sylvester layers: f(x, *parameters) -> (z, ldj) for each, with shapes as flowkit's layers have them."""
+    """Of planar, radial or Sylvester layers: f(x, *parameters) -> (z, ldj) for each, shapes as flowkit's layers have them."""
 
     def __init__(self, f, like):
         super().__init__()
@@ -392,7 +395,8 @@ def residual(exact):
     def row(dim):
         how = dict(logdet="exact") if exact else dict(logdet="roulette", terms=flowkit.residual.Geometric(0.5, exact_terms=3))
         nets = [flowkit.residual.lipschitz_mlp(dim, HIDDEN, 0.9) for _ in range(8)]
-        return [ours(dim, [flowkit.residual.Residual(net, **how) for net in nets], bound=not exact, same_size=False), *peers.residual(exact)]
+        flow = ours(dim, [flowkit.residual.Residual(net, **how) for net in nets], bound=not exact)
+        return [flow, *peers.residual(exact)]
 
     return row
 
@@ -406,7 +410,8 @@ ROWS = {
     "naf": (2, "NAF (DSF, K = 16) x2", naf),
     "planar": (2, "planar x8, closed", one_way(lambda dim: flowkit.Planar(dim), planar, peers.planar)),
     "radial": (2, "radial x8, closed", one_way(lambda dim: flowkit.Radial(dim), radial, peers.radial)),
-    "sylvester": (2, "Sylvester of rank D, x8, closed", one_way(lambda dim: flowkit.Sylvester(dim, dim), sylvester, peers.sylvester)),
+    "sylvester": (2, "Sylvester of rank D, x8, closed",
+                  one_way(lambda dim: flowkit.Sylvester(dim, dim), sylvester, peers.sylvester)),
     "linear": (16, "ActNorm and LU matrix x8", linear_layers),
     "cnf-rk4": (2, "CNF, exact trace, RK4 with 8 steps", cnf_rk4),
     "cnf-dopri5": (2, "CNF, exact trace, dopri5 at rtol 1e-5, atol 1e-6", cnf_dopri5),
@@ -474,6 +479,15 @@ def calls(contestant, dim):
         return contestant.sample(POINTS)
 
     return {"step": step, "log_prob": log_prob, "sample": sample if contestant.sample else None}
+
+
+def keep_memory():
+    """Tell glibc to keep freed memory: else a call's page faults, up to a tenth of log_prob, depend on who was called before."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 2 ** 30)
+        mallopt(trim_threshold, 2 ** 30)
 
 
 def cpu_seconds(call):
@@ -549,6 +563,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="NAME", help="some of " + ", ".join(ROWS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     warnings.filterwarnings("ignore")   # the peers' deprecations
     misses = []
     print("CPU time of flowkit divided by the contestant's: below 1 flowkit is faster (first line: flowkit's own time)")

@@ -105,17 +105,22 @@ def invert_increasing(f, z, low=None, high=None):
         high = torch.full_like(z, 1) if high is None else high.clone()
         _widen(f, z, low, high)
         x, error = (low + high) / 2, torch.full_like(z, math.inf)
+        done = trust = torch.zeros_like(z, dtype=torch.bool)
         eps = torch.finfo(z.dtype).eps
         for _ in range(200):
             value, log_slope = f(x)
             last, error = error, (value - z).abs()
             low, high = torch.where(value <= z, x, low), torch.where(value >= z, x, high)
-            # Both bounds are near what rounding leaves of the value and of the interval.
-            if ((error <= 2 * eps * (1 + z.abs())) | (high - low <= 2 * eps * x.abs())).all():
+            # Both bounds are near what rounding leaves of the value and of the interval; and this near to the root a step
+            # by Newton's rule halves the error unless rounding is all that is left of it.
+            floor = eps * (1 + z.abs())
+            stuck = trust & (error > last / 2) & (error <= 100 * floor)
+            done = done | stuck | (error <= 2 * floor) | (high - low <= 2 * eps * x.abs())
+            if done.all():
                 break
             newton = x + (z - value) * torch.exp(-log_slope)
             trust = (newton > low) & (newton < high) & (error <= last / 2)
-            x = torch.where(trust, newton, (low + high) / 2)
+            x = torch.where(done, x, torch.where(trust, newton, (low + high) / 2))
     if not torch.is_grad_enabled():
         return x
     # Adds zero to the value, and the implicit function theorem to the gradient. The bound keeps that zero from

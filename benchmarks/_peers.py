@@ -1,8 +1,8 @@
 """The layers of layers.py as the peer libraries have them, each as a Contestant with the same nets as flowkit's.
 
-nflows 0.14, normflows 1.7.3, zuko 1.6, FrEIA 0.2 and pyro-ppl 1.9.2, as their own documentation uses them. A layer that cannot be made the
-same is left out, and each function says which and why. Small differences that a user cannot avoid are told in `note`; a
-contestant that computes another map has `counts=False` and is shown, not compared with.
+nflows 0.14, normflows 1.7.3, zuko 1.6, FrEIA 0.2 and pyro-ppl 1.9.2, as their own documentation uses them. A layer that cannot
+be made the same is left out, and each function says which and why. Small differences that a user cannot avoid are told in
+`note`; a contestant that computes another map has `counts=False` and is shown, not compared with.
 """
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ HIDDEN = (64, 64)
 class Contestant:
     """A flow of some library. log_prob(x) gives (n,), sample(n) gives (n, D); None where the library has no such direction.
 
-    `same_size`: it should have as many parameters as flowkit's flow. `after_step`: what the library asks for after an optimiser's step.
+    `same_size`: it should have as many parameters as flowkit's flow. `after_step`: what the library asks for after a step.
     """
     name: str
     module: nn.Module
@@ -48,14 +48,15 @@ def of_nflows(dim, transforms, **how):
     return Contestant("nflows", flow, flow.log_prob, flow.sample, **how)
 
 
-def of_normflows(dim, flows, has_sample=True, **how):
+def of_normflows(dim, flows, **how):
     flow = normflows.NormalizingFlow(normflows.distributions.DiagGaussian(dim, trainable=False), flows)
     # Its residual block sets requires_grad on the tensor that it is given.
-    return Contestant("normflows", flow, lambda x: flow.log_prob(x.detach()), (lambda n: flow.sample(n)[0]) if has_sample else None, **how)
+    return Contestant("normflows", flow, lambda x: flow.log_prob(x.detach()), lambda n: flow.sample(n)[0], **how)
 
 
 def of_zuko(dim, transforms, **how):
-    flow = ZF.Flow(transforms, ZF.UnconditionalDistribution(zuko.distributions.DiagNormal, torch.zeros(dim), torch.ones(dim), buffer=True))
+    normal = zuko.distributions.DiagNormal
+    flow = ZF.Flow(transforms, ZF.UnconditionalDistribution(normal, torch.zeros(dim), torch.ones(dim), buffer=True))
     return Contestant("zuko", flow, lambda x: flow().log_prob(x), lambda n: flow().sample((n,)), **how)
 
 
@@ -64,7 +65,8 @@ def of_pyro(dim, transforms, has_sample=True, **how):
     flow = pyro.distributions.TransformedDistribution(pyro.distributions.Normal(torch.zeros(dim), torch.ones(dim)), transforms)
     modules = nn.ModuleList(m for t in transforms for m in (t, t.inv) if isinstance(m, nn.Module))
     # A tensor of its own each time, since a transform that sees its last input again returns its last output.
-    return Contestant("pyro", modules, lambda x: flow.log_prob(x.view_as(x)), (lambda n: flow.sample((n,))) if has_sample else None, **how)
+    sample = (lambda n: flow.sample((n,))) if has_sample else None
+    return Contestant("pyro", modules, lambda x: flow.log_prob(x.view_as(x)), sample, **how)
 
 
 def of_freia(dim, inn, **how):
@@ -130,7 +132,8 @@ def maf(dim, layers=5):
         of_nflows(dim, [t for _ in range(layers) for t in (
             NFT.MaskedAffineAutoregressiveTransform(dim, HIDDEN[0], **settings), NFT.ReversePermutation(dim))],
             note="scale is a softplus"),
-        of_normflows(dim, [f for _ in range(layers) for f in (NF.Permute(dim, mode="swap"), normflows_maf())], note="scale is a sigmoid"),
+        of_normflows(dim, [f for _ in range(layers) for f in (NF.Permute(dim, mode="swap"), normflows_maf())],
+                     note="scale is a sigmoid"),
         of_zuko(dim, [ZF.MaskedAutoregressiveTransform(dim, order=torch.arange(dim) if i % 2 == 0 else torch.arange(dim).flip(0),
                                                       hidden_features=HIDDEN, activation=nn.Tanh) for i in range(layers)],
                 note="log-scale softly clipped"),
@@ -139,12 +142,13 @@ def maf(dim, layers=5):
 
 
 def naf(layers=2, components=16):
-    """DSF at D = 2. pyro has no inverse; zuko's NAF bends by a monotone MLP, which is another map; nflows, normflows, FrEIA have none."""
+    """DSF at D = 2. pyro has no inverse; zuko's NAF bends by a monotone MLP, which is another map. No other peer has one."""
+    other = ZF.NAF(2, transforms=layers, signal=components, network={"hidden_features": HIDDEN}, hidden_features=HIDDEN,
+                   activation=nn.Tanh)
     return [
-        of_pyro(2, [PT.NeuralAutoregressive(_pyro_made(2, [components] * 3, i), components).inv for i in range(layers)], has_sample=False,
-                note="not in logs, so not stable"),
-        of_zuko(2, list(zuko.flows.NAF(2, transforms=layers, signal=components, network={"hidden_features": HIDDEN}, hidden_features=HIDDEN,
-                                       activation=nn.Tanh).transform.transforms), counts=False, same_size=False, note="another map"),
+        of_pyro(2, [PT.NeuralAutoregressive(_pyro_made(2, [components] * 3, i), components).inv for i in range(layers)],
+                has_sample=False, note="not in logs, so not stable"),
+        of_zuko(2, list(other.transform.transforms), counts=False, same_size=False, note="another map"),
     ]
 
 
@@ -185,8 +189,8 @@ def linear(dim, layers=8):
                 ZF.UnconditionalTransform(ZT.LULinearTransform, torch.linalg.qr(torch.randn(dim, dim))[0] + 2 * torch.eye(dim))]
 
     return [
-        of_nflows(dim, [t for _ in range(layers) for t in (NFT.ActNorm(dim), NFT.LULinear(dim, identity_init=False))], same_size=False,
-                  note="triangles packed, a bias"),
+        of_nflows(dim, [t for _ in range(layers) for t in (NFT.ActNorm(dim), NFT.LULinear(dim, identity_init=False))],
+                  same_size=False, note="triangles packed, a bias"),
         of_normflows(dim, [f for _ in range(layers) for f in (NF.InvertibleAffine(dim), NF.ActNorm((dim,)))]),
         of_zuko(dim, [t for _ in range(layers) for t in zuko_pair()], same_size=False, note="triangles packed"),
     ]
@@ -202,21 +206,21 @@ class _ZukoCNF(zuko.lazy.LazyTransform):
 
 
 def cnf(field, dim, **tolerances):
-    """dopri5 with the same field. zuko holds every element to the tolerance, and the trace to a hundred times of it. No other peer."""
+    """dopri5 with the same field. zuko holds every element to the tolerance, the trace to a hundred times it. No other peer."""
     return [of_zuko(dim, [_ZukoCNF(field, **tolerances)], note="checkpointed adjoint")]
 
 
 def residual(exact, lipschitz=0.9, layers=8):
     """normflows at D = 2, without the Swish that its net starts with, five power iterations after each step.
 
-    N = 3 + a geometric from 0 with p = 1/2. Its inverse stops at steps of 0.003. FrEIA's i-ResNet gives its log-determinant no gradient, so its
-    training step is another thing: left out.
+    N = 3 + a geometric from 0 with p = 1/2. Its inverse stops at steps of 0.003. FrEIA's i-ResNet gives its log-determinant
+    no gradient, so its training step is another thing: left out.
     """
     def net():
         return nn.Sequential(*normflows.nets.LipschitzMLP([2, *HIDDEN, 2], lipschitz ** (1 / 3), init_zeros=False).net[1:])
 
-    flow = of_normflows(2, [NF.Residual(net(), brute_force=exact, reduce_memory=not exact) for _ in range(layers)], same_size=False,
-                        note="inverse to 0.003 only")
+    flow = of_normflows(2, [NF.Residual(net(), brute_force=exact, reduce_memory=not exact) for _ in range(layers)],
+                        same_size=False, note="inverse to 0.003 only")
     flow.after_step = lambda: normflows.utils.update_lipschitz(flow.module, 5)
     normflows.utils.update_lipschitz(flow.module, 50)
     return [flow]
