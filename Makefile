@@ -21,10 +21,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # One thread: the course's nets are small, and on a busy machine two wait for each other (ten times slower, measured).
 # It also makes sums come out the same on every machine.
-lab test test-all lessons grade bench: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+lab test test-all lessons grade audit bench: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab test test-all lessons release grade bench clean FORCE
+.PHONY: help env lab test test-all lessons release grade audit bench clean FORCE
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,10 +66,13 @@ grade: env  ## Grade the sample class into graded/ and open the report
 	@if [ "$(OPEN)" != 0 ] && [ -n "$$DISPLAY$$WAYLAND_DISPLAY$$(uname | grep -i darwin)" ]; then \
 	    $(PY) -c 'import pathlib, webbrowser; webbrowser.open(pathlib.Path("graded/report.html").resolve().as_uri())' || true; fi
 
+audit: env  ## Measure how good the checks are (ARGS="coupling --fast" for one exercise, quickly)
+	$(PY) -W ignore -m autograder audit --out audit $(ARGS)
+
 bench: env  ## Run all benchmarks (ARGS="--quick --check" is the short form)
 	@failed=; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS) || failed="$$failed $$script"; done; \
 	    if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 clean:  ## Delete what the commands made, except .venv and your progress
-	rm -rf graded course build .pytest_cache .hypothesis *.egg-info
+	rm -rf graded course build audit .pytest_cache .hypothesis *.egg-info
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The commands of the autograder: `python -m autograder grade SUBMITTED --out DIR`."""
+"""The commands of the autograder: `python -m autograder grade SUBMITTED --out DIR` and `python -m autograder audit`."""
 import argparse
 import os
 import sys
@@ -6,7 +6,7 @@ from collections import Counter
 
 
 def main(args=None):
-    parser = argparse.ArgumentParser(prog="python -m autograder", description="Grade a class.")
+    parser = argparse.ArgumentParser(prog="python -m autograder", description="Grade a class, and audit the checks.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     g = commands.add_parser("grade", help="grade a folder of submissions",
                             description="Grade SUBMITTED/<student>/<assignment>/<assignment>.ipynb. Leaves in DIR: gradebook.db and the rest of an nbgrader "
@@ -17,9 +17,23 @@ def main(args=None):
     g.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60, help="time limit of one cell (default: 60)")
     g.add_argument("--seed", metavar="N", type=natural, help="seed of the inputs (default: a fresh one for each DIR)")
     g.add_argument("--only", metavar="STUDENT", help="grade this student alone")
+    a = commands.add_parser("audit", help="measure how good the checks are",
+                            description="Four figures for each exercise: wrong programs that lose points, those of them that are told what is wrong, "
+                                        "right programs that lose points, and crashes under random answers. autograder/README.md says how to read them.")
+    a.add_argument("exercises", metavar="EXERCISE", nargs="*", help="their ids (default: all)")
+    a.add_argument("--out", metavar="DIR", help="leave audit.csv and audit.html there")
+    a.add_argument("--fast", action="store_true", help="fewer pairs, seeds and random answers")
     options = parser.parse_args(args)
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: small nets are fastest on one thread
+    if options.command == "audit":
+        from autograder import audit
+
+        try:
+            return audit.main(options.exercises, options.out, options.fast)
+        except ValueError as e:
+            print(f"error: {e}", file=sys.stderr)
+            return 1
     from autograder import grade
 
     try:

@@ -121,7 +121,7 @@ def grade_one(submission, release, out, key, seed, timeout):
     else:
         exercises = [t for t in release.tasks if not isinstance(t, str)]
         inputs = {e.id: judge.bank(e, seed).inputs for e in exercises}
-        run = runner.run(rebuilt.notebook, inputs, seed, release.lesson.REFERENCES + ("autograder.exercises", "autograder.judge"), timeout)
+        run = runner.run(rebuilt.notebook, inputs, seed, release.lesson.REFERENCES + ("autograder.exercises", "autograder.judge", "autograder.rights"), timeout)
         verdicts = [verdict_on(t, release, rebuilt, run, seed) for t in release.tasks]
         result = Result(submission.student, submission.assignment, key, timeout, verdicts, rebuilt.notes + trouble(rebuilt, run), run.seconds)
         arrays = run.arrays

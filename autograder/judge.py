@@ -5,6 +5,7 @@ misconception on the same inputs: one alone, then two of them in different outpu
 that come the generic faults of the exercise, and with no match the broken law speaks for itself.
 """
 import itertools
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -36,6 +37,7 @@ class Verdict:
     cases: list = field(default_factory=list)
     diagnosis: tuple = ()
     sentences: tuple = ()
+    faults: tuple = ()      # (kind, place) of each entry of the diagnosis
     note: str = ""
 
     @property
@@ -141,11 +143,12 @@ def judge(exercise, seed, arrays):
         return verdict
     raised = {end(sentence) for kind, sentence in complaints.values() if kind in ("raised", "blocked")}
     verdict.status = "error" if score == 0 and results[0].sentence in raised else "wrong"
-    found = diagnose(exercise, answers, outputs)
+    found = diagnose(exercise, answers, outputs) or exception(outputs, results)
     verdict.diagnosis = tuple(f[0] for f in found)
-    verdict.sentences = tuple(f[1] for f in found)
-    if not found:
-        verdict.sentences = (fallback(results),)
+    verdict.faults = tuple(f[1:3] for f in found)
+    # What Python or the broken law has to say comes first, unless a fault was recognised that says it better.
+    vague = not found or verdict.diagnosis[0].startswith("raised_")
+    verdict.sentences = (*((fallback(results),) if vague else ()), *(f[3] for f in found))
     return verdict
 
 
@@ -155,8 +158,33 @@ def fallback(results):
     return f"{lost.sentence} {end(lost.example) if lost.example else ''}".strip()
 
 
+RAISED = (
+    # id, kind, what Python or torch says, what it means
+    ("raised_unpacking", "off by one", r"values to unpack|unpack sequence", "A result is taken apart into another number of pieces than it has."),
+    ("raised_shapes", "wrong axis", r"shapes? .*cannot be multiplied|size of tensor a|Sizes of tensors must match|shape '.*' is invalid|"
+     r"[Dd]imension out of range|out of bounds|expanded size|must match the existing size|split_with_sizes|inconsistent tensor size",
+     "The shapes do not fit together: look along which dimension things are cut, joined or summed."),
+)
+PLACES = {"forward": "forward", "first": "forward", "inverse": "inverse", "construction": "parameters"}     # by the first word of a step
+
+
+def exception(outputs, results):
+    """[(id, kind, place, sentence)] of an exception that tells what is wrong, if it is what cost the first points."""
+    lost = next(r for r in results if r.earned < r.points)
+    for step, (kind, sentence) in outputs.complaints().items():
+        for name, fault, pattern, meaning in RAISED:
+            if kind == "raised" and end(sentence) == lost.sentence and re.search(pattern, sentence):
+                word = re.sub(r"^D=\d+ ", "", step).split(" ")[0]
+                return [(name, fault, PLACES.get(word, "value"), meaning)]
+    return []
+
+
+def told(misconception):
+    return misconception.id, misconception.kind, misconception.place, misconception.sentence
+
+
 def diagnose(exercise, answers, outputs):
-    """[(id, sentence), ...]: the misconceptions or generic faults that explain the outputs, or []."""
+    """[(id, kind, place, sentence), ...]: the misconceptions or generic faults that explain the outputs, or []."""
     got = features(exercise, answers.inputs, outputs)
     composed = []
     for variant in (None, *range(len(exercise.variants))):
@@ -166,12 +194,12 @@ def diagnose(exercise, answers, outputs):
         match = {m: {k for k in got if k in w and same(got[k], w[k])} for m, w in wrongs.items()}
         for m, keys in match.items():
             if keys == got.keys() == wrongs[m].keys():
-                return [(m.id, m.sentence)]
+                return [told(m)]
         changed = {m: {k for k in w if k not in right or not same(w[k], right[k])} for m, w in wrongs.items()}
         fits = [m for m in match if changed[m] & off and changed[m] <= match[m]]
         for a, b in itertools.combinations(fits, 2):
             if off <= match[a] | match[b]:
-                return [(a.id, a.sentence), (b.id, b.sentence)]
+                return [told(a), told(b)]
         # Two mistakes that meet in one output can only be recognised by making both at once. Worth a try are those
         # that change nothing which is right, one of which shows somewhere.
         suspects = [m for m in match if changed[m] and changed[m] <= off]
@@ -183,13 +211,13 @@ def diagnose(exercise, answers, outputs):
         except Fail:
             found = []  # the outputs that the generic faults read are not there; the law that broke will speak
         if found:
-            return [(name, sentence) for name, _, _, sentence in found]
+            return found
     tried = 0
     for _, variant, a, b in sorted(composed, key=lambda c: -c[0]):
         both = answers.both(a, b, variant)
         if both is not None:
             if both.keys() == got.keys() and all(same(got[k], both[k]) for k in got):
-                return [(a.id, a.sentence), (b.id, b.sentence)]
+                return [told(a), told(b)]
             tried += 1
             if tried == COMPOSED:
                 break

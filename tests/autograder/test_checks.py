@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from autograder import exercise, judge, render
-from tests.autograder.rights import RIGHT, EvenOdd, OtherHalf
+from autograder.rights.lesson02 import RIGHT, EvenOdd, OtherHalf
 
 IDS = list(exercise.registry())
 
@@ -49,6 +49,26 @@ def test_every_misconception_loses_points_and_is_named(name, mistake):
 def test_another_partition_loses_only_the_case_that_asks_for_the_first_half(layer):
     v = verdict("coupling", (layer,))
     assert [c.name for c in v.cases if c.earned < c.points] == ["the first half is passed on"]
+
+
+class Uncut(RIGHT["coupling"][0][0]):
+    def inverse(self, z):
+        z1, z2 = z.chunk(1, 1)
+        return z1 + z2
+
+
+class Unfit(RIGHT["coupling"][0][0]):
+    def forward(self, x):
+        x1, x2 = x.chunk(2, 1)
+        return torch.cat([x1, x2 + self.net(x)], 0), x.sum(1)
+
+
+@pytest.mark.parametrize("layer, name, place, words", [(Uncut, "raised_unpacking", "inverse", "another number of pieces"),
+                                                       (Unfit, "raised_shapes", "forward", "shapes do not fit together")])
+def test_an_exception_is_explained(layer, name, place, words):
+    v = verdict("coupling", (layer,))
+    assert v.diagnosis == (name,) and v.faults[0][1] == place
+    assert "raised" in v.sentences[0] and words in v.sentences[1]
 
 
 def test_an_ldj_of_shape_b_1_fails_and_says_so():

@@ -1,0 +1,52 @@
+"""The audit's command and its figures, on the quickest exercise."""
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from autograder import audit, exercise
+
+
+@pytest.fixture(scope="module")
+def permute(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "autograder", "audit", "permute", "--fast", "--out", folder],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, folder
+
+
+def test_the_figures_are_written_and_shown(permute):
+    shown, folder = permute
+    (row,) = csv.DictReader((folder / "audit.csv").open())
+    assert tuple(row) == audit.FIELDS and row["exercise"] == "permute"
+    figures = {k: int(v) for k, v in row.items() if k != "exercise"}
+    assert figures["killed"] == figures["mutants"] > 5 and figures["named"] <= figures["killed"]
+    assert figures["rights"] >= 5 and figures["false_rejects"] == 0 and figures["inputs"] == 100
+    assert f"{figures['killed']} of" in shown
+    page = (folder / "audit.html").read_text()
+    assert "<svg" in page and "permute" in page
+
+
+def test_every_exercise_has_five_right_answers():
+    from autograder import rights
+
+    assert {e: len(rights.table()[e]) >= 5 for e in exercise.registry()} == dict.fromkeys(exercise.registry(), True)
+
+
+def test_a_check_that_passes_everything_is_found_out(monkeypatch):
+    """Without its cases an exercise kills nothing: each mutant is a survivor."""
+    from autograder import build
+    from autograder.exercise import Case
+
+    e = exercise.get("permute")
+    monkeypatch.setitem(e.__dict__, "cases", (Case("anything goes", 1, lambda *_: None),))
+    found = audit.Audit("permute")
+    audit.mutants(audit.Lesson(build.sources(["02_coupling"])[0]), e, found, 0)
+    assert found.killed == 0 and len(found.survivors) > 5
+
+
+def test_an_unknown_exercise_is_told_in_one_sentence():
+    done = subprocess.run([sys.executable, "-m", "autograder", "audit", "permutation"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: there is no exercise 'permutation'; there are: coupling")
