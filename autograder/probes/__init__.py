@@ -6,7 +6,9 @@ that touches a student's object, and holds no reference, no tolerance and no ver
 """
 import importlib
 import pkgutil
-from functools import cache
+from functools import cache, wraps
+
+from autograder.probes.record import Record
 
 
 @cache
@@ -18,8 +20,22 @@ def table():
             for name, probe in importlib.import_module(f"{__name__}.{module.name}").PROBES.items():
                 if name in found:
                     raise ValueError(f"exercise id {name!r} has two probes, in {found[name][0]} and {module.name}")
-                found[name] = (module.name, probe)
+                found[name] = (module.name, taking(probe, getattr(probe, "takes", 1)))
     return found
+
+
+def taking(probe, number):
+    """The probe, which is told of a student who hands in more or fewer objects than it takes."""
+
+    @wraps(probe)
+    def run(objects, inputs):
+        if len(objects) == number:
+            return probe(objects, inputs)
+        record = Record()
+        record.complain("answer", "type", f"This exercise takes {number} object{'s' * (number > 1)} after its id; {len(objects)} were handed in")
+        return record
+
+    return run
 
 
 def find(exercise):

@@ -27,7 +27,9 @@ class Complaint(Exception):
 
 class Record(dict):
     def complain(self, step, kind, sentence):
-        self[step + "!"] = np.array([kind, str(sentence)[:600]])
+        # One line that can be printed anywhere; a full stop may still be added.
+        text = " ".join(str(sentence).split())[:599].encode("utf-8", "replace").decode()
+        self[step + "!"] = np.array([kind, text])
 
     def run(self, step, call):
         """The value of `call()`; on any failure records the complaint and raises Stop.
@@ -51,8 +53,7 @@ class Record(dict):
             if type(e) is RuntimeError and "inplace" in one_line(e):  # torch has many words for it
                 self.complain(step, "raised", f"{words(step)} failed: a tensor that the gradient needs was overwritten in place")
                 raise Stop(step) from None
-            kind = "blocked" if getattr(e, "reference_blocked", False) is True else "raised"
-            self.complain(step, kind, f"{words(step)} raised {type(e).__name__}{colon(one_line(e))}")
+            self.complain(step, "blocked" if blocked(e) else "raised", f"{words(step)} raised {name_of(type(e))}{colon(one_line(e))}")
         raise Stop(step)
 
     def one(self, step, call, name):
@@ -120,12 +121,12 @@ def describe(value):
     if kind in (tuple, list):
         return f"a {kind.__name__} of {len(value)}"
     if kind in (int, float, bool):
-        return f"the {kind.__name__} {value!r}"
+        return f"the {kind.__name__} {value!r}" if kind is not int or abs(value) < 10**20 else "a very large int"
     if kind is np.ndarray:
         return "a numpy array"
     if kind is torch.Tensor:
         return f"one tensor of shape {tuple(value.shape)}"
-    return f"an object of type {kind.__name__}"
+    return f"an object of type {name_of(kind)}"
 
 
 def to_array(step, name, value):
@@ -156,6 +157,19 @@ def to_float(step, name, value):
     if type(value) in (int, float, np.float32, np.float64):
         return np.array(float(value))
     raise Complaint(f"{step}: {name} should be a float; it is {describe(value)}")
+
+
+def blocked(error):
+    """Whether an exception is the class run's refusal to import a reference."""
+    try:
+        return error.reference_blocked is True
+    except BaseException:  # an exception of the student's own may raise when it is looked at
+        return False
+
+
+def name_of(kind):
+    """The name of a type, by type's own means: a metaclass may have others in mind."""
+    return " ".join(str(type.__dict__["__name__"].__get__(kind)).split())[:60]
 
 
 def one_line(error):

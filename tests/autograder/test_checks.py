@@ -261,3 +261,51 @@ def test_records_are_complete(name):
     assert len(e.misconceptions) >= 3 and e.picture is not None
     for m in e.misconceptions:
         assert m.sentence.endswith(".") and len(m.sentence) < 220
+
+
+def test_two_objects_where_one_is_asked_for_are_told_in_one_sentence():
+    v = verdict("permute", (Identity, Identity))
+    assert v.score == 0 and v.sentences == ("This exercise takes 1 object after its id; 2 were handed in.",)
+
+
+class Sly(type):
+    """A metaclass that does not want its classes to be named."""
+
+    @property
+    def __name__(cls):
+        raise KeyError("no name")
+
+
+class Touchy(Exception, metaclass=Sly):
+    """An exception that raises when it is looked at."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("hands off")
+
+
+STRANGE = {
+    "touchy": (lambda: Touchy(), "raised Touchy"),
+    "half a character": (lambda: ValueError("\ud800 broken"), "raised ValueError: ? broken"),
+    "long": (lambda: ValueError("x" * 5000), "raised ValueError: xxx"),
+    "two lines": (lambda: ValueError("two\nlines"), "ValueError: two lines"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_exceptions_become_one_sentence(name):
+    make, words = STRANGE[name]
+
+    class Raising:
+        def __init__(self, order):
+            raise make()
+
+    v = verdict("permute", (Raising,))
+    assert v.score == 0 and words in v.sentences[0] and len(v.sentences[0]) <= 600 and "\n" not in v.sentences[0]
+    v.sentences[0].encode("utf-8")
+
+
+def test_a_number_too_long_to_print_is_described():
+    v = verdict("bonus_study", (lambda setting: [10 ** 5000],))
+    assert v.score < v.points and len(v.sentences[0]) <= 600
+    v = verdict("make_net", (lambda: 10 ** 5000,))
+    assert v.score == 0 and "very large int" in " ".join(v.sentences)
