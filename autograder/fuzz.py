@@ -339,8 +339,7 @@ def objects_for(exercise_id):
 def world():
     """The state of the process that no answer may leave changed."""
     return {"default dtype": torch.get_default_dtype(), "grad mode": torch.is_grad_enabled(), "default device": str(torch.get_default_device()),
-        "numpy errors": str(np.geterr()),
-            "warning filters": str(warnings.filters), "stdout": id(sys.stdout), "stderr": id(sys.stderr), "folder": os.getcwd(),
+            "numpy errors": str(np.geterr()), "warning filters": str(warnings.filters), "stdout": id(sys.stdout), "stderr": id(sys.stderr), "folder": os.getcwd(),
             "anomaly mode": torch.is_anomaly_enabled()}
 
 
@@ -384,15 +383,11 @@ def clear(sentence):
 
 
 def judged(exercise, seed, arrays):
-    """Run the cases as judge.judge does, without the diagnosis, which takes its time; Leak unless every lost point has its sentence."""
-    answers, outputs, results = judge.bank(exercise, seed), records.Outputs(arrays), []
-    for case in exercise.cases:
-        try:
-            case.judge(answers.inputs, outputs, answers.reference[0])
-            results.append(judge.CaseResult(case.name, case.points, case.points))
-        except records.Fail as e:
-            clear(e.sentence)
-            results.append(judge.CaseResult(case.name, case.points, 0.0, e.sentence, e.example))
+    """Run the cases without the diagnosis, which takes its time; Leak unless every lost point has its sentence."""
+    results = judge.run_cases(exercise, judge.bank(exercise, seed), records.Outputs(arrays))
+    for result in results:
+        if result.earned < result.points:
+            clear(result.sentence)
     score = float(sum(r.earned for r in results))
     if not (math.isfinite(score) and 0 <= score <= exercise.points):
         raise Leak(f"a score of {score}")
@@ -414,7 +409,8 @@ def by_parts(exercise, handed, seed):
 def by_check(exercise, handed, seed):
     """`check` itself, with its diagnosis: nothing but the verdict may be written, nothing to stderr, and the bank stays as it was."""
     said, answers = [], judge.bank(exercise, seed)
-    kept, slips, right = dict(answers.cache), answers.known_slips, answers.reference[1]
+    right = answers.reference[1]
+    kept = dict(answers.cache)
     answers.cache.pop("reference")  # check computes it after the student's code has run
     try:
         with mock.patch.dict(os.environ, {"NBGRADER_EXECUTION": "1", "AUTOGRADER_SEED": str(seed)}):  # nothing is recorded
@@ -428,7 +424,7 @@ def by_check(exercise, handed, seed):
         if not all(np.array_equal(v, right[k], equal_nan=v.dtype.kind == "f") for k, v in answers.reference[1].items()):
             raise Leak("the answer changed the reference's outputs")
     finally:
-        answers.cache, answers.known_slips = kept, slips
+        answers.cache = kept
 
 
 def told():

@@ -121,10 +121,8 @@ def same(a, b):
     return bool(np.allclose(a.astype(float), b.astype(float), rtol=tol, atol=tol, equal_nan=True))
 
 
-def judge(exercise, seed, arrays):
-    """The verdict on the outputs `arrays` of a student's object, for the inputs of that seed."""
-    answers = bank(exercise, seed)
-    outputs = Outputs(arrays)
+def run_cases(exercise, answers, outputs):
+    """[CaseResult, ...] of the outputs of a student's object, one for each case of the exercise."""
     results = []
     for case in exercise.cases:
         try:
@@ -132,6 +130,14 @@ def judge(exercise, seed, arrays):
             results.append(CaseResult(case.name, case.points, case.points))
         except Fail as e:
             results.append(CaseResult(case.name, case.points, 0.0, e.sentence, e.example))
+    return results
+
+
+def judge(exercise, seed, arrays):
+    """The verdict on the outputs `arrays` of a student's object, for the inputs of that seed."""
+    answers = bank(exercise, seed)
+    outputs = Outputs(arrays)
+    results = run_cases(exercise, answers, outputs)
     score = float(sum(r.earned for r in results))
     verdict = Verdict(exercise.id, "ok", score, exercise.points, results)
     if score == exercise.points:

@@ -3,9 +3,10 @@ import csv
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from autograder import audit, exercise
+from autograder import audit, exercise, fuzz
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +51,27 @@ def test_a_check_that_passes_everything_is_found_out(monkeypatch):
 def test_an_unknown_exercise_is_told_in_one_sentence():
     done = subprocess.run([sys.executable, "-m", "autograder", "audit", "permutation"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: there is no exercise 'permutation'; there are: coupling")
+
+
+class Broken:
+    def __init__(self, order):
+        print("made")
+
+    def forward(self, x):
+        raise RuntimeError("broken")
+
+    def inverse(self, z):
+        return None
+
+
+@pytest.mark.parametrize("way", [fuzz.by_parts, fuzz.by_check])
+def test_the_fuzz_finds_nothing_wrong_with_honest_answers(way):
+    e = exercise.get("permute")
+    for make in (e.reference, lambda: (Broken,)):
+        way(e, fuzz.Handed("honest", make), 0)
+
+
+def test_the_fuzz_sees_a_world_left_changed_and_mends_it():
+    with pytest.raises(fuzz.Leak, match="left changed: numpy errors"), fuzz.fenced([]):
+        np.seterr(all="ignore")
+    assert np.geterr()["divide"] == "warn"
