@@ -111,7 +111,8 @@ class Exercise:
     `inputs(rng)` draws a dict of arrays; `reference()` gives the right objects. `features(inputs, outputs)` reduces
     outputs to what a diagnosis compares (by default all that the probe lists in `compare`). `variants` are functions
     inputs -> inputs under which the misconceptions are run as well, for answers that are right in another
-    parametrisation (say, the two chunks of a net's output exchanged).
+    parametrisation (say, the two chunks of a net's output exchanged). `light(inputs)` is what slips are run on, where all of
+    the inputs would take too long; what they leave out of `compare` is then not compared.
     """
 
     id: str
@@ -126,6 +127,7 @@ class Exercise:
     compare: tuple = ()
     features: Callable | None = None
     variants: tuple = ()
+    light: Callable = dict
     faults: Callable | None = None
     picture: Callable | None = None
     bonus: bool = False

@@ -2,7 +2,8 @@
 
 A verdict is decided by the cases alone. When points were lost, the outputs are compared with those of every
 misconception on the same inputs: one alone, then two of them in different outputs, then two in one program; after
-that come the generic faults of the exercise, and with no match the broken law speaks for itself.
+that come the generic faults of the exercise, then slips of the pen (autograder.slips), then what an exception tells; and
+with no match the broken law speaks for itself.
 """
 import itertools
 import re
@@ -11,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from autograder import slips
 from autograder.exercise import Fail, Outputs, end
 
 COMPOSED = 24  # programs with two mistakes that are tried, at some 20 ms each, for one diagnosis
@@ -51,14 +53,19 @@ class Bank:
     def __init__(self, exercise, inputs):
         self.exercise, self.inputs, self.cache = exercise, inputs, {}
 
-    def _features(self, key, make, variant):
+    def _features(self, key, make, variant, seen=None):
         if key not in self.cache:
-            inputs = self.inputs if variant is None else self.exercise.variants[variant](self.inputs)
+            inputs = self.varied(variant)
+            if seen is not None:
+                inputs = self.exercise.light(inputs)
             if key != "reference":  # only the reference's picture is ever drawn
                 inputs = {k: v for k, v in inputs.items() if not k.endswith(("grid", "grid lines"))}
             out = Outputs(self.exercise.probe(make(), inputs))
-            self.cache[key] = (out, features(self.exercise, inputs, out))
+            self.cache[key] = (out, (seen or features)(self.exercise, inputs, out))
         return self.cache[key]
+
+    def varied(self, variant):
+        return self.inputs if variant is None else self.exercise.variants[variant](self.inputs)
 
     @property
     def reference(self):
@@ -79,6 +86,78 @@ class Bank:
         if not mine or not theirs or mine & theirs or root(x) is not root(y):
             return None
         return self._features((a.id, b.id, variant), lambda: (type("Both", (x, y), {}),), variant)[1]
+
+    def sources(self):
+        """The first right answers of this exercise that give what the reference gives, each with the operations that it takes.
+
+        Their slips together are as many as slips.OPERATIONS allow.
+        """
+        if "sources" not in self.cache:
+            found, spent = [], 0
+            view = everything if self.exercise.features is None else features
+            right = self.right() if view is features else self._features(("reference", "source"), self.exercise.reference, None, view)[1]
+            for source in slips.sources(self.exercise.id):
+                if len(found) == slips.SOURCES:
+                    break
+                try:
+                    with slips.Budget(slips.LONGEST) as budget:
+                        out = self._features((source, "source"), source.make, None, view)[1]
+                except slips.Endless:
+                    continue
+                cost = budget.used
+                if spent + cost * slips.FEW >= slips.OPERATIONS or not alike(out, right):
+                    continue
+                cost *= len(slips.slips(source))
+                if spent + cost < slips.OPERATIONS:
+                    found.append((source, slips.PATIENCE * budget.used))
+                    spent += cost
+            self.cache["sources"] = found
+        return self.cache["sources"]
+
+    def right_seen(self, variant):
+        return self._features(("reference", "seen", variant), self.exercise.reference, variant, everything)[1]
+
+    def right_source(self, source, variant):
+        return self._features((source, variant, "seen"), source.make, variant, everything)[1]
+
+    def all_slipped(self, source, most, variant):
+        """What is seen of a source, of each of its slips that changes anything, and the names of what each changes."""
+        key = (source, "all", variant)
+        if key not in self.cache:
+            right, seen = self.right_source(source, variant), {}
+            for s in slips.slips(source):
+                out = self.slipped(s, most, variant)
+                if out is not None and not alike(out, right):
+                    seen[s] = out
+            changed = {s: {k for k in out if k not in right or not same(out[k], right[k])} for s, out in seen.items()}
+            self.cache[key] = right, seen, changed
+        return self.cache[key]
+
+    def slipped(self, slip, most, variant=None):
+        """What is seen of a slip, or None if it cannot even be made or does not end."""
+        def make():
+            try:
+                return slip.make()
+            except Exception as e:
+                raise slips.Unmakeable from e
+
+        try:
+            with slips.Budget(most) as budget:
+                seen = self._features((slip.source, slip.code, variant), make, variant, everything)[1]
+        except (slips.Unmakeable, slips.Endless):
+            return None
+        return None if budget.used > most else seen
+
+
+def alike(a, b):
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+
+
+def everything(exercise, inputs, outputs):
+    """What is compared with slips: the arrays in `compare`, or all of them where a diagnosis goes by features."""
+    if exercise.compare:
+        return compared([k for k in exercise.compare if k in exercise.light(dict.fromkeys(exercise.compare))], outputs)
+    return {k: v for k, v in outputs.arrays.items() if "picture" not in k}
 
 
 def root(cls):
@@ -102,8 +181,12 @@ def features(exercise, inputs, outputs):
             return {k: np.asarray(v) for k, v in exercise.features(inputs, outputs).items()}
         except Fail as e:
             return {"outputs": np.asarray(e.sentence)}
+    return compared(exercise.compare, outputs)
+
+
+def compared(keys, outputs):
     found = {}
-    for key in exercise.compare:
+    for key in keys:
         if key in outputs:
             found[key] = outputs.arrays[key]
         else:
@@ -118,7 +201,9 @@ def same(a, b):
     if a.dtype.kind in "US":
         return bool((a == b).all())
     tol = 1e-4 if np.float32 in (a.dtype, b.dtype) else 1e-7
-    return bool(np.allclose(a.astype(float), b.astype(float), rtol=tol, atol=tol, equal_nan=True))
+    a, b = a.astype(float), b.astype(float)
+    with np.errstate(invalid="ignore"):     # np.allclose says the same in three times the time
+        return bool(((np.abs(a - b) <= tol + tol * np.abs(b)) | (a == b) | ((a != a) & (b != b))).all())
 
 
 def run_cases(exercise, answers, outputs):
@@ -149,11 +234,12 @@ def judge(exercise, seed, arrays):
         return verdict
     raised = {end(sentence) for kind, sentence in complaints.values() if kind in ("raised", "blocked")}
     verdict.status = "error" if score == 0 and results[0].sentence in raised else "wrong"
-    found = diagnose(exercise, answers, outputs) or exception(outputs, results)
+    found = (diagnose(exercise, answers, outputs) or slip(exercise, answers, outputs, one_slip) or generic(exercise, answers, outputs)
+             or exception(outputs, results) or slip(exercise, answers, outputs, two_slips))
     verdict.diagnosis = tuple(f[0] for f in found)
     verdict.faults = tuple(f[1:3] for f in found)
     # What Python or the broken law has to say comes first, unless a fault was recognised that says it better.
-    vague = not found or verdict.diagnosis[0].startswith("raised_")
+    vague = not found or verdict.diagnosis[0].startswith(("raised_", "slip_"))
     verdict.sentences = (*((fallback(results),) if vague else ()), *(f[3] for f in found))
     return verdict
 
@@ -167,9 +253,11 @@ def fallback(results):
 RAISED = (
     # id, kind, what Python or torch says, what it means
     ("raised_unpacking", "off by one", r"values to unpack|unpack sequence", "A result is taken apart into another number of pieces than it has."),
-    ("raised_shapes", "wrong axis", r"shapes? .*cannot be multiplied|size of tensor a|Sizes of tensors must match|shape '.*' is invalid|"
+    ("raised_shapes", "shape", r"shapes? .*cannot be multiplied|size of tensor a|Sizes of tensors must match|shape '.*' is invalid|"
      r"[Dd]imension out of range|out of bounds|expanded size|must match the existing size|split_with_sizes|inconsistent tensor size",
-     "The shapes do not fit together: look along which dimension things are cut, joined or summed."),
+     "The shapes do not fit together: look at the sizes, and along which dimension things are cut, joined or summed."),
+    ("raised_arguments", "exchanged", r"positional arguments? but|bad operand type|unsupported operand|must be Tensor, not|object has no attribute",
+     "Something is handed on where another thing is expected: look at the order of arguments, and of what is returned and unpacked."),
 )
 PLACES = {"forward": "forward", "first": "forward", "inverse": "inverse", "construction": "parameters"}     # by the first word of a step
 
@@ -190,7 +278,7 @@ def told(misconception):
 
 
 def diagnose(exercise, answers, outputs):
-    """[(id, kind, place, sentence), ...]: the misconceptions or generic faults that explain the outputs, or []."""
+    """[(id, kind, place, sentence), ...]: the misconceptions that explain the outputs, one or two of them, or []."""
     got = features(exercise, answers.inputs, outputs)
     composed = []
     for variant in (None, *range(len(exercise.variants))):
@@ -211,13 +299,6 @@ def diagnose(exercise, answers, outputs):
         suspects = [m for m in match if changed[m] and changed[m] <= off]
         composed += [(len(off & (match[a] | match[b])), variant, a, b) for a, b in itertools.combinations(suspects, 2)
                      if off & (match[a] | match[b]) and off <= changed[a] | changed[b]]
-    if exercise.faults is not None:
-        try:
-            found = exercise.faults(answers.inputs, outputs)
-        except Fail:
-            found = []  # the outputs that the generic faults read are not there; the law that broke will speak
-        if found:
-            return found
     tried = 0
     for _, variant, a, b in sorted(composed, key=lambda c: -c[0]):
         both = answers.both(a, b, variant)
@@ -227,4 +308,50 @@ def diagnose(exercise, answers, outputs):
             tried += 1
             if tried == COMPOSED:
                 break
+    return []
+
+
+def generic(exercise, answers, outputs):
+    """[(id, kind, place, sentence), ...] of the exercise's generic faults, which read the student's outputs by themselves."""
+    if exercise.faults is None:
+        return []
+    try:
+        return exercise.faults(answers.inputs, outputs)
+    except Fail:
+        return []  # the outputs that the generic faults read are not there; the law that broke will speak
+
+
+def slip(exercise, answers, outputs, way):
+    """[(id, kind, place, sentence), ...] of the slips that have the student's outputs, found in that way; or []."""
+    got = everything(exercise, answers.inputs, outputs)
+
+    def agreeing(variant):
+        right = answers.right_seen(variant)
+        return sum(k in right and same(got[k], right[k]) for k in got)
+
+    variant = max((None, *range(len(exercise.variants))), key=agreeing)     # to run all slips under all of them takes too long
+    for source, most in answers.sources():
+        right, seen, changed = answers.all_slipped(source, most, variant)
+        found = way(got, right, seen, changed, lambda s: answers.slipped(s, most, variant), slips.TOGETHER * slips.PATIENCE // most)
+        if found:
+            return found
+    return []
+
+
+def one_slip(got, right, seen, changed, run, tries):
+    exact = [s for s, out in seen.items() if alike(got, out)]
+    return slips.told(exact) if exact else []
+
+
+def two_slips(got, right, seen, changed, run, tries):
+    """Two in one program, one of which shows somewhere by itself, and neither of which changes what is right."""
+    off = {k for k in got if k not in right or not same(got[k], right[k])}
+    suspects = [s for s in seen if changed[s] <= off]
+    match = {s: {k for k in off & changed[s] if k in seen[s] and same(got[k], seen[s][k])} for s in suspects}
+    pairs = [(len(match[a] | match[b]), a, b) for a, b in itertools.combinations(suspects, 2) if (match[a] or match[b]) and off <= changed[a] | changed[b]]
+    for _, a, b in sorted(pairs, key=lambda p: -p[0])[:tries]:
+        both = a.together(b)
+        out = both and run(both)
+        if out and alike(got, out):
+            return list(dict.fromkeys((*slips.told([a]), *slips.told([b]))))
     return []

@@ -1,7 +1,8 @@
 """Wrong programs made from a right one: each changes its syntax tree in one place, as a slip of the pen would.
 
 A mutant carries its own truth: the kinds of fault that its change may rightly be called, and the places where it lies,
-in the closed vocabulary of autograder.exercise. So a diagnosis can be held against it (autograder.audit).
+in the closed vocabulary of autograder.exercise. So a diagnosis can be held against it (autograder.audit); and the mutants of
+another right answer, written differently, are slips that a diagnosis can recognise (autograder.judge).
 """
 import ast
 import copy
@@ -12,6 +13,7 @@ FUNCTIONS = {"exp", "log", "tanh", "sigmoid", "softmax", "logsigmoid", "abs", "s
 OPPOSITE = {"exp": "log", "sigmoid": "tanh", "logsigmoid": "tanh"}
 REDUCTIONS = {"sum", "mean", "std", "logsumexp", "var"}
 ALONG = {"chunk", "split", "cat", "softmax", "stack", "log_softmax", "flip", *REDUCTIONS}     # what takes a dimension
+SIZES = {"split", "reshape", "view", "expand", "repeat", "zeros", "ones", "full", "unflatten", "narrow", "new_zeros", "new_ones", "randn", "eye", "Linear"}
 NUMBERS = {"tril", "triu", "range", "chunk"}     # what takes a whole number that is no dimension
 
 
@@ -20,9 +22,15 @@ class Edit:
     """Replace the node with that number (in the order of ast.walk) by `new`; None deletes a statement."""
     node: int
     new: ast.AST | None
-    kinds: tuple
+    kinds: tuple        # the best name first
     places: frozenset
     what: str
+    method: str
+
+    @property
+    def place(self):
+        """The best name for where it lies."""
+        return next(p for p in (self.method, "ldj", "loss", "value", "parameters", "net", "gradient") if p in self.places)
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ def mutants(code, pairs=0, rng=None):
     """All programs with one fault, and `pairs` with two, drawn by `rng` (a random.Random); each compiles and differs from the others."""
     tree = ast.parse(code)
     edits = list(_edits(tree))
-    found = {}
+    found, unchanged = {}, ast.unparse(tree)
     for edit in edits:
         text = _apply(tree, edit)
-        if text is not None and text != ast.unparse(tree):
+        if text is not None and text != unchanged:
             found.setdefault(text, (edit,))
     singles = list(found.values())
     nodes = list(ast.walk(tree))
@@ -57,21 +65,38 @@ def mutants(code, pairs=0, rng=None):
     return [Mutant(text, edits) for text, edits in found.items()]
 
 
+def edited(code, *edits):
+    """The program with several faults at once, or None if that is no program."""
+    tree = ast.parse(code)
+    nodes = list(ast.walk(tree))
+    inside = [{id(n) for n in ast.walk(nodes[e.node])} for e in edits]
+    if any(id(nodes[a.node]) in b for i, a in enumerate(edits) for j, b in enumerate(inside) if i != j):
+        return None     # one lies within the other
+    return _apply(tree, *edits)
+
+
 def _apply(tree, *edits):
-    """The text of the tree after the edits, or None if that is no program."""
-    new = copy.deepcopy(tree)
-    nodes = list(ast.walk(new))
+    """The text of the tree after the edits, or None if that is no program; the tree stays as it is."""
+    nodes = list(ast.walk(tree))
     by_id = {id(nodes[e.node]): e.new for e in edits}
-
-    class Replace(ast.NodeTransformer):
-        def visit(self, node):
-            return copy.deepcopy(by_id[id(node)]) if id(node) in by_id else self.generic_visit(node)
-
+    undo = []
+    for parent in nodes:
+        for name, value in ast.iter_fields(parent):
+            if isinstance(value, list) and any(id(v) in by_id for v in value):
+                kept = [by_id.get(id(v), v) for v in value]
+                undo.append((parent, name, value))
+                setattr(parent, name, [v for v in kept if v is not None])
+            elif id(value) in by_id:
+                undo.append((parent, name, value))
+                setattr(parent, name, by_id[id(value)])
     try:
-        text = ast.unparse(ast.fix_missing_locations(Replace().visit(new)))
+        text = ast.unparse(tree)
         compile(text, "<mutant>", "exec")
     except (SyntaxError, ValueError):
         return None     # an edit may empty a block
+    finally:
+        for parent, name, value in undo:
+            setattr(parent, name, value)
     return text
 
 
@@ -83,11 +108,13 @@ def _edits(tree):
         for node in ast.walk(function):
             if node is function or _skipped(node, parents, function):
                 continue
+            size = any(isinstance(n, ast.Call) and _name(n) in SIZES and not (isinstance(n.func, ast.Attribute) and _inside(node, n.func, parents))
+                       for n in _above(node, parents))
             for new, kinds, words in _changes(node, parents):
+                kinds = (*kinds, "shape") if size and "shape" not in kinds else kinds      # a size may rightly be called that
                 where = places.of(node) | (frozenset({"gradient"}) if "detached" in kinds else frozenset())
-                before = ast.unparse(node)
-                after = "nothing" if new is None else ast.unparse(ast.fix_missing_locations(copy.deepcopy(new)))
-                yield Edit(numbers[id(node)], new, kinds, where, f"{function.name}: {words}, {before} -> {after}")
+                before, after = ast.unparse(node), "nothing" if new is None else ast.unparse(new)
+                yield Edit(numbers[id(node)], new, kinds, where, f"{function.name}: {words}, {before} -> {after}", function.name)
     for cls in [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]:
         yield from _directions(cls, numbers)
 
@@ -158,6 +185,10 @@ def _above(node, parents):
         yield node
 
 
+def _inside(node, outer, parents):
+    return node is outer or any(n is outer for n in _above(node, parents))
+
+
 def _name(call):
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
@@ -188,8 +219,9 @@ def _changes(node, parents):
         turned = ast.Lt() if isinstance(node.ops[0], ast.Gt) else ast.Gt()
         yield ast.Compare(node.left, [turned], node.comparators), ("sign", "exchanged", "direction"), "a comparison turned round"
     elif isinstance(node, (ast.List, ast.Tuple)) and len(node.elts) > 1:
-        store = isinstance(node.ctx, ast.Store)
-        yield type(node)([node.elts[1], node.elts[0], *node.elts[2:]], node.ctx), ("exchanged", "order"), "two exchanged" if store else "two in the wrong order"
+        words = "two exchanged" if isinstance(node.ctx, ast.Store) else "two in the wrong order"
+        index = isinstance(parents[id(node)], ast.Subscript)
+        yield type(node)([node.elts[1], node.elts[0], *node.elts[2:]], node.ctx), ("wrong axis", "order") if index else ("exchanged", "order"), words
     elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int):
         yield ast.Subscript(node.value, ast.Constant(1 - node.slice.value), node.ctx), ("exchanged", "off by one"), "the other entry"
     elif isinstance(node, ast.Constant) and isinstance(node.value, float):
@@ -203,8 +235,8 @@ def _binary(node):
     left, right, op = node.left, node.right, node.op
     if isinstance(op, (ast.Add, ast.Sub)):
         yield ast.BinOp(left, ast.Sub() if isinstance(op, ast.Add) else ast.Add(), right), ("sign",), "a sign turned"
-        yield left, ("missing term",), "a term dropped"
-        yield (right if isinstance(op, ast.Add) else ast.UnaryOp(ast.USub(), right)), ("missing term",), "a term dropped"
+        yield left, ("missing term", "missing function"), "a term dropped"
+        yield (right if isinstance(op, ast.Add) else ast.UnaryOp(ast.USub(), right)), ("missing term", "missing function"), "a term dropped"
         if isinstance(op, ast.Sub):
             yield ast.BinOp(right, op, left), ("sign", "exchanged"), "a difference turned round"
     elif isinstance(op, (ast.Mult, ast.Div)):
@@ -238,7 +270,8 @@ def _calls(node):
     if name in ALONG:
         for keyword in node.keywords:
             if keyword.arg == "dim":
-                yield (ast.Call(node.func, node.args, [ast.keyword("dim", ast.Constant(0)) if k is keyword else k for k in node.keywords]),
+                other = ast.keyword("dim", ast.Constant(-1 if ast.unparse(keyword.value) == "0" else 0))
+                yield (ast.Call(node.func, node.args, [other if k is keyword else k for k in node.keywords]),
                        ("wrong axis", "reduction", "shape"), "along the wrong dimension")
         if node.args and _whole(node.args[-1]) and name not in ("chunk",) and not (len(node.args) == 1 and subject is node.args[0]):
             other = 0 if ast.unparse(node.args[-1]) != "0" else -1
@@ -249,7 +282,8 @@ def _calls(node):
         for step in (1, -1):
             yield ast.Call(node.func, [ast.Constant(n + step), *node.args[1:]], node.keywords), ("off by one",), "off by one"
     if len(node.args) >= 2 and name not in ("chunk", "split", "cat", *REDUCTIONS, "zeros", "randn", "register_buffer", "reshape"):
-        yield ast.Call(node.func, [*node.args[:-2], node.args[-1], node.args[-2]], node.keywords), ("exchanged", "order", "sign"), "two arguments exchanged"
+        kinds = ("order", "exchanged", "extra term") if name == "Sequential" else ("exchanged", "order", "sign")
+        yield ast.Call(node.func, [*node.args[:-2], node.args[-1], node.args[-2]], node.keywords), kinds, "two arguments exchanged"
     if isinstance(node.func, ast.Attribute) and name in ("net", "log_prob"):
         yield _call(node, "detach"), ("detached",), "cut off from the graph"
     if name == "argsort":
@@ -278,4 +312,4 @@ def _directions(cls, numbers):
         arg = method.args.args[1].arg
         new = copy.deepcopy(method)
         new.body = ast.parse(text.format(arg=arg)).body
-        yield Edit(numbers[id(method)], new, kinds, frozenset({"inverse"}), f"{name}: {text.format(arg=arg)}")
+        yield Edit(numbers[id(method)], new, kinds, frozenset({"inverse"}), f"{name}: {text.format(arg=arg)}", name)

@@ -12,6 +12,11 @@ from autograder.probes.record import (
 SIZES = ("D=2 ", "D=6 ")
 
 
+def sizes(inputs):
+    """Those of SIZES that the inputs are for."""
+    return [s for s in SIZES if s + "x" in inputs]
+
+
 # --- networks handed to the answers ----------------------------------------------------------------------------------
 
 def tanh_net(w):
@@ -98,6 +103,8 @@ def gradients(record, step, make_layer, inputs):
         return sum((g * tensor(v[k])).sum() for k, g in zip(w, grads) if g is not None) + torch.zeros(())
 
     with contextlib.suppress(Stop):
+        if "nudges" not in inputs:
+            return
         record.one(step + "gradient", along, "along")
         record.one(step + "gradient", lambda: torch.stack([loss(nudged(inputs, t)).detach() for t in inputs["nudges"]]), "nudged")
 
@@ -108,7 +115,7 @@ def coupling(objects, inputs, forms=net_forms):
     (Coupling,) = objects
     record = Record()
     with quiet_world():
-        for size in SIZES:
+        for size in sizes(inputs):
             mine = part(inputs, size)
             with contextlib.suppress(Stop):
                 layer, form = build(record, size, Coupling, forms(weights(mine)), tensor(mine["x"]))
@@ -164,10 +171,14 @@ def make_net(objects, inputs):
         record["shared"] = torch.tensor(bool({id(p) for p in parameters(other)} & {id(p) for p in params})).numpy()
         noise = torch.Generator().manual_seed(int(inputs["noise"]))
 
-        def shake():  # to weights of order one: a last layer of zeros is a good start, and right
+        def shake(size=1.0):  # to weights of that order: a last layer of zeros is a good start, and right
             with torch.no_grad():
                 for p in params:
-                    p.copy_(torch.randn(p.shape, generator=noise, dtype=p.dtype) / (p.shape[-1] ** 0.5 if p.dim() > 1 else 1.5))
+                    p.copy_(size * torch.randn(p.shape, generator=noise, dtype=p.dtype) / (p.shape[-1] ** 0.5 if p.dim() > 1 else 1.5))
+
+        shake(30.0)
+        large = record.one("net with large weights", lambda: run(net, tensor(inputs["line"])), "output").detach()
+        record["shakes.large"] = large.abs().amax(0).numpy() if large.dim() == 2 else torch.zeros(0).numpy()
 
         shakes = []
         for _ in range(8):
@@ -370,6 +381,17 @@ def invertible_linear(objects, inputs):
             record.one("gradient", trained, "sizes")
         record["forward calls"] = torch.tensor([n in calls.names for n in COSTLY]).numpy()
         bijection(record, "", layer, inputs)
+
+        def same_for_all():
+            with torch.no_grad():
+                for shape, values in (((dim, dim), inputs["squares"]), ((dim,), inputs["vectors"])):
+                    for p, value in zip([p for p in params if p.shape == shape], values):
+                        p.copy_(tensor(value))
+
+        # The numbers that most layers of this kind have, set to the judge's: so a slip can be recognised, whatever they start from.
+        with contextlib.suppress(Stop):
+            record.run("same numbers", same_for_all)
+            bijection(record, "same numbers ", layer, inputs)
     return record
 
 
@@ -410,7 +432,7 @@ def mix_coupling(objects, inputs):
     record = Record()
     K = int(inputs["components"])
     with quiet_world():
-        for size in SIZES:
+        for size in sizes(inputs):
             mine = part(inputs, size)
             with contextlib.suppress(Stop):
                 layer = record.run(size + "construction", lambda mine=mine: MixCoupling(Wrapped(tanh_net(weights(mine))), K))
@@ -419,6 +441,8 @@ def mix_coupling(objects, inputs):
         torch.set_default_dtype(torch.float32)
         mine = part(inputs, "D=2 ")
         with contextlib.suppress(Stop):
+            if "wide" not in inputs:
+                raise Stop("float32")
             layer = record.run("float32 construction", lambda: MixCoupling(Wrapped(tanh_net(weights(mine, torch.float32))), K))
             wide = tensor(inputs["wide"], torch.float32)
             z, _ = record.many("float32 forward", lambda: layer.forward(wide.clone()), "z", "ldj")

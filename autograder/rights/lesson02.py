@@ -476,6 +476,31 @@ class AdditiveIndexAdd:
         return self.moved(z, -1)
 
 
+class ActNormPlain(nn.Module):
+    """As most would write it: the unbiased deviation, a buffer as flag."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.logs = nn.Parameter(torch.zeros(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("ready", torch.tensor(0))
+
+    def forward(self, x):
+        if self.ready == 0:
+            with torch.no_grad():
+                m = x.mean(dim=0)
+                s = x.std(dim=0)
+                self.logs.copy_(-torch.log(s))
+                self.bias.copy_(-m / s)
+                self.ready.fill_(1)
+        z = torch.exp(self.logs) * x + self.bias
+        ldj = self.logs.sum().repeat(x.shape[0])
+        return z, ldj
+
+    def inverse(self, z):
+        return (z - self.bias) * torch.exp(-self.logs)
+
+
 class ActNormDirect(nn.Module):
     """Divides and subtracts (scale not in logs), flag as a uint8 buffer, biased variance."""
 
@@ -610,6 +635,56 @@ class ActNormWhere(nn.Module):
 
     def inverse(self, z):
         return (z - self.shift).div(self.logs.exp())
+
+
+class LinearPlain(nn.Module):
+    """As most would write it: W is formed, the inverse undoes both triangles."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+        self.L = nn.Parameter(0.1 * torch.randn(dim, dim))
+        self.U = nn.Parameter(0.1 * torch.randn(dim, dim))
+        self.logs = nn.Parameter(torch.zeros(dim))
+
+    def lower(self):
+        return torch.eye(self.dim) + self.L.tril(-1)
+
+    def upper(self):
+        return torch.diag(torch.exp(self.logs)) + self.U.triu(1)
+
+    def forward(self, x):
+        W = self.lower() @ self.upper()
+        z = x @ W.T
+        ldj = torch.ones(len(x)) * self.logs.sum()
+        return z, ldj
+
+    def inverse(self, z):
+        y = torch.linalg.solve_triangular(self.lower(), z.T, upper=False)
+        x = torch.linalg.solve_triangular(self.upper(), y, upper=True)
+        return x.T
+
+
+class LinearUnit(nn.Module):
+    """Both triangles from one method; inverse knows that L has ones on its diagonal."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.lower, self.upper = nn.Parameter(torch.randn(dim, dim) / 10), nn.Parameter(torch.randn(dim, dim) / 10)
+        self.log_d = nn.Parameter(torch.zeros(dim))
+
+    def triangles(self):
+        n = len(self.log_d)
+        return self.lower.tril(-1) + torch.eye(n), self.upper.triu(1) + torch.diag(self.log_d.exp())
+
+    def forward(self, x):
+        L, U = self.triangles()
+        return x @ U.T @ L.T, self.log_d.sum().expand(x.shape[0])
+
+    def inverse(self, z):
+        L, U = self.triangles()
+        half = torch.linalg.solve_triangular(L, z.mT, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(U, half, upper=True).mT
 
 
 class LinearSigned(nn.Module):
@@ -767,6 +842,20 @@ class LinearRotation(nn.Module):
         return torch.linalg.lu_solve(L.tril(-1) + U, torch.arange(1, len(L) + 1, dtype=torch.int32), z[:, self.order].T).T
 
 
+def mix_plain(x, weights, means, log_scales):
+    """As most would write it, name by name."""
+    x = x.unsqueeze(-1)
+    scaled = (x - means) / torch.exp(log_scales)
+    log_weights = torch.log(weights)
+    log_sigma, log_one_minus = F.logsigmoid(scaled), F.logsigmoid(-scaled)
+    log_cdf = torch.logsumexp(log_weights + log_sigma, dim=-1)
+    log_sf = torch.logsumexp(log_weights + log_one_minus, dim=-1)
+    log_density = torch.logsumexp(log_weights + log_sigma + log_one_minus - log_scales, dim=-1)
+    y = log_cdf - log_sf
+    ldj = log_density - log_cdf - log_sf
+    return y, ldj
+
+
 def mix_loop(x, weights, means, log_scales):
     """Component by component with logaddexp."""
     K = weights.shape[-1]
@@ -836,6 +925,42 @@ def mix_cosh(x, weights, means, log_scales):
     terms = torch.stack(torch.broadcast_tensors(h - log_2cosh, -h - log_2cosh, -2 * log_2cosh - s)) + weights.log()
     log_cdf, log_rest, log_pdf = torch.logsumexp(terms, dim=-1)
     return log_cdf.sub(log_rest), log_pdf.sub(log_cdf).sub(log_rest)
+
+
+class MixPlain(nn.Module):
+    """As most would write it, in the order of the statement; the blocks are read as (d, K)."""
+
+    def __init__(self, net, components):
+        super().__init__()
+        self.net, self.components = net, components
+
+    def parameters_of(self, x1):
+        B, d = x1.shape
+        K = self.components
+        out = self.net(x1)
+        logits, means, log_scales, a, b = torch.split(out, [K * d, K * d, K * d, d, d], dim=1)
+        weights = torch.softmax(logits.view(B, d, K), dim=-1)
+        return weights, means.view(B, d, K), log_scales.view(B, d, K), a, b
+
+    def forward(self, x):
+        x1, x2 = x.chunk(2, dim=1)
+        weights, means, log_scales, a, b = self.parameters_of(x1)
+        y, log_slope = mix_plain(x2, weights, means, log_scales)
+        z2 = y * torch.exp(a) + b
+        ldj = (log_slope + a).sum(dim=1)
+        return torch.cat([x1, z2], dim=1), ldj
+
+    def inverse(self, z):
+        z1, z2 = z.chunk(2, dim=1)
+        weights, means, log_scales, a, b = self.parameters_of(z1)
+        y = (z2 - b) * torch.exp(-a)
+        lo, hi = torch.full_like(y, -1000.0), torch.full_like(y, 1000.0)
+        for _ in range(60):
+            mid = (lo + hi) / 2
+            too_big = mix_plain(mid, weights, means, log_scales)[0] > y
+            hi = torch.where(too_big, mid, hi)
+            lo = torch.where(too_big, lo, mid)
+        return torch.cat([z1, (lo + hi) / 2], dim=1)
 
 
 class Mix(nn.Module):
@@ -1145,9 +1270,28 @@ RIGHT = {
     "permute": [(PermuteScatter,), (PermuteMatrix,), (PermuteLists,), (PermuteNumpy,), (PermuteGather,), (PermuteSwaps,)],
     "train_flow": [(train_sgd,), (train_by_hand,), (train_clear_after,), (train_scheduled,), (train_prints,)],
     "additive_coupling": [(AdditiveEinsum,), (AdditiveHstack,), (AdditivePad,), (AdditiveRows,), (AdditiveAffine,), (AdditiveIndexAdd,)],
-    "act_norm": [(ActNormDirect,), (ActNormParameterFlag,), (ActNormCounter,), (ActNormNumpy,), (ActNormTwoSteps,), (ActNormWhere,)],
-    "invertible_linear": [(LinearSigned,), (LinearDirect,), (LinearPacked,), (LinearParametrized,), (LinearVectors,), (LinearRotation,)],
-    "mix_logit_cdf": [(mix_loop,), (mix_double,), (mix_autograd,), (mix_one_sigmoid,), (mix_odds,), (mix_cosh,)],
-    "mix_coupling": [(Mix,), (MixOther,), (MixBracket,), (MixSteps,), (MixPolished,), (MixUntilStill,)],
+    "act_norm": [(ActNormPlain,), (ActNormDirect,), (ActNormParameterFlag,), (ActNormCounter,), (ActNormNumpy,), (ActNormTwoSteps,), (ActNormWhere,)],
+    "invertible_linear": [(LinearPlain,), (LinearUnit,), (LinearSigned,), (LinearDirect,), (LinearPacked,), (LinearParametrized,), (LinearVectors,), (LinearRotation,)],
+    "mix_logit_cdf": [(mix_plain,), (mix_loop,), (mix_double,), (mix_autograd,), (mix_one_sigmoid,), (mix_odds,), (mix_cosh,)],
+    "mix_coupling": [(MixPlain,), (Mix,), (MixOther,), (MixBracket,), (MixSteps,), (MixPolished,), (MixUntilStill,)],
     "bonus_study": [(study_width,), (study_tensor,), (study_layers,), (study_rate,), (study_batch_size,), (study_steps,)],
+}
+
+# Mutants of the lesson's solution (autograder.audit) that are right programs after all, each with the reason; a person has looked at them.
+CONFIRMED = {
+    "bonus_study": {
+        "study: another constant, 0.003 -> 3e-05": "a study with another learning rate",
+        "study: two in the wrong order, (Coupling(make_net()), Permute([1, 0])) -> (Permute([1, 0]), Coupling(make_net()))": "a study of flows that begin with the permutation",
+        "study: two in the wrong order, [1, 0] -> [0, 1]": "a study of flows without mixing; what it shows is for the written answer",
+        "study: two arguments exchanged, settings.steps(600, 30) -> settings.steps(30, 600)": "a longer run in fast mode, a shorter one otherwise",
+    },
+    "act_norm": {
+        "__init__: two exchanged, (self.s, self.t) -> (self.t, self.s)": "the two parameters start from the same zeros, so only their order in the module changes",
+    },
+    "invertible_linear": {
+        "__init__: two exchanged, (self.lower, self.upper) -> (self.upper, self.lower)": "both start from random numbers of one kind, so only their order in the module changes",
+        "__init__: a product turned into a quotient, or back, torch.randn(dim, dim) / dim -> torch.randn(dim, dim) * dim": "a poor start, but an invertible one; small numbers are advice in the statement",
+        "__init__: a factor dropped, torch.randn(dim, dim) / dim -> torch.randn(dim, dim)": "another start",
+        "factors: a sign turned, self.upper.triu(1) + torch.diag(self.s.exp()) -> self.upper.triu(1) - torch.diag(self.s.exp())": "a negative diagonal is as good as a positive one: log|det W| is the same, and inverse solves with the same factor",
+    },
 }
