@@ -234,8 +234,9 @@ def judge(exercise, seed, arrays):
         return verdict
     raised = {end(sentence) for kind, sentence in complaints.values() if kind in ("raised", "blocked")}
     verdict.status = "error" if score == 0 and results[0].sentence in raised else "wrong"
-    found = (diagnose(exercise, answers, outputs) or slip(exercise, answers, outputs, one_slip) or generic(exercise, answers, outputs)
-             or exception(outputs, results) or slip(exercise, answers, outputs, two_slips))
+    said = exception(outputs, results)      # without numbers to hold against a slip, what Python says is the better guide
+    found = (diagnose(exercise, answers, outputs) or (not said and slip(exercise, answers, outputs, one_slip)) or generic(exercise, answers, outputs)
+             or said or slip(exercise, answers, outputs, two_slips))
     verdict.diagnosis = tuple(f[0] for f in found)
     verdict.faults = tuple(f[1:3] for f in found)
     # What Python or the broken law has to say comes first, unless a fault was recognised that says it better.

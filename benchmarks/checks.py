@@ -4,7 +4,8 @@
 
 "right" is the whole check of the reference (probe, judge, picture), "answer" the probe alone, run again: what the
 student's own code costs. "first wrong" is the first wrong check of a session, which runs every misconception once;
-"wrong" the ones after it. `--check` exits 1 if a right check that trains nothing takes over a second.
+"wrong" the ones after it. "first unnamed" is the first that no misconception fits, for which slips are run as well; "unnamed" the
+ones after it. `--check` exits 1 if a right check that trains nothing takes over a second.
 """
 import argparse
 import statistics
@@ -31,7 +32,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     repetitions, slow = 1 if options.quick else 5, []
-    print(f"{'exercise':20s} {'right':>8s} {'answer':>8s} {'first wrong':>12s} {'wrong':>8s}   seconds, median of {repetitions}")
+    print(f"{'exercise':20s} {'right':>8s} {'answer':>8s} {'first wrong':>12s} {'wrong':>8s} {'first unnamed':>14s} {'unnamed':>8s}   seconds, median of {repetitions}")
     for name, e in exercise.registry().items():
         answers = judge.bank(e, 0)
         mistake = e.misconceptions[-1]
@@ -46,7 +47,9 @@ def main():
         answer = statistics.median(seconds(lambda: e.probe(e.reference(), answers.inputs)) for _ in range(repetitions))
         first = seconds(lambda: check(mistake.make()))
         wrong = statistics.median(seconds(lambda: check(mistake.make())) for _ in range(repetitions))
-        print(f"{name:20s} {right:8.2f} {answer:8.2f} {first:12.2f} {wrong:8.2f}", flush=True)
+        strange = {k: 1.01 * v if v.dtype.kind == "f" else v for k, v in e.probe(mistake.make(), answers.inputs).items()}
+        unnamed = [seconds(lambda: judge.judge(e, 0, strange)) for _ in range(1 + repetitions)]
+        print(f"{name:20s} {right:8.2f} {answer:8.2f} {first:12.2f} {wrong:8.2f} {unnamed[0]:14.2f} {statistics.median(unnamed[1:]):8.2f}", flush=True)
         if right > 1 and name not in TRAINS:
             slow.append(f"{name}: a right check takes {right:.2f} s, over 1 s")
     if options.check and slow:

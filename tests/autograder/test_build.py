@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from autograder import build, exercise
+from autograder import audit, build, exercise
 
 SOURCES = build.sources()
 lessons = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
@@ -81,6 +81,14 @@ def test_solved_notebook_gets_full_points(source):
     found = scores(run(build.solved(source)))
     wanted = {e.id: e.points for e in exercise.assignment(source.stem).EXERCISES}
     assert {name: score for name, (score, _) in found.items()} == wanted
+
+
+@pytest.mark.slow
+@lessons
+def test_the_checks_pass_their_audit(source):
+    """The short form of `make audit`: an exercise whose checks miss a goal is not done."""
+    results = audit.audit([e.id for e in exercise.assignment(source.stem).EXERCISES], fast=True)
+    assert not audit.misses(results), audit.table(results) + "\n" + "\n".join(audit.misses(results))
 
 
 @lessons
