@@ -274,7 +274,7 @@ def settings_kept():
         for _ in range(torch._C._len_torch_function_stack() - modes[0]):
             torch._C._pop_torch_function_stack()
         for _ in range(torch._C._len_torch_dispatch_stack() - modes[1]):
-            torch._C._pop_torch_dispatch_stack()
+            torch._C._pop_torch_dispatch_stack(None)
         for (ask, put), value in zip(SETTINGS, before):
             if ask() != value:
                 put(value)
