@@ -1061,6 +1061,8 @@ def own_affine(inputs, outputs):
     """A and b of the student's forward, if it is affine."""
     J, _ = laws.own_jacobian(inputs, outputs)
     x, z = inputs["x"], outputs["forward.z"]
+    if z.shape != x.shape:
+        raise Fail(f"`z` has shape {z.shape}; it should be {x.shape}.")
     return J.mean(0), (z - np.einsum("bij,bj->bi", J, x)).mean(0)
 
 

@@ -217,7 +217,7 @@ class AffineFlow(nn.Module):
         self.diary = []
 
     def log_prob(self, x):
-        self.diary.append(torch.cat([self.a, self.b]).detach().clone())
+        self.diary.append([p.detach().clone() for p in (self.a, self.b)])
         z = x * self.a.exp() + self.b
         return -0.5 * (z**2).sum(-1) - 0.5 * z.shape[-1] * torch.log(torch.tensor(2 * torch.pi)) + self.a.sum()
 
@@ -264,6 +264,12 @@ def train_flow(objects, inputs):
     def run(step, flow, batches, lr):
         return record.run(step, lambda: train(flow, batches, lr))
 
+    def kept(*ts):
+        """Tensors of the flow as one, each of which must still have the shape of its parameters a and b."""
+        if any(t.shape != (len(inputs["a"]),) for t in ts):
+            raise Complaint("train_flow gave the flow's parameters another shape")
+        return torch.cat(ts)
+
     with quiet_world():
         x = tensor(inputs["x"])
         with contextlib.suppress(Stop):
@@ -276,18 +282,18 @@ def train_flow(objects, inputs):
             with contextlib.suppress(Stop):  # a missing list costs its own points, not those of the training
                 values, graph = record.run("training.losses", lambda: losses(value))
                 record["training.losses"], record["training.graph"] = np.array(values, float), np.array(graph)
-            record.keep("training.diary", lambda: torch.stack(diary) if diary else torch.zeros(0, 4))
-            record.keep("training.end", lambda: torch.cat([a, b]))
-            record.keep("training.grad", lambda: torch.cat([p.grad if p.grad is not None else torch.zeros_like(p) for p in (a, b)]))
+            record.keep("training.diary", lambda: torch.stack([kept(*d) for d in diary]) if diary else torch.zeros(0, 4))
+            record.keep("training.end", lambda: kept(a, b))
+            record.keep("training.grad", lambda: kept(*(p.grad if p.grad is not None else torch.zeros_like(p) for p in (a, b))))
             still = AffineFlow(inputs["a"], inputs["b"])
             a, b = still.parameters()
             run("training with lr = 0", still, (x.clone() for _ in range(2)), 0.0)
-            record.keep("training with lr = 0.end", lambda: torch.cat([a, b]))
+            record.keep("training with lr = 0.end", lambda: kept(a, b))
         with contextlib.suppress(Stop):
             flow = HumpFlow()
             theta, batches = flow.theta, tensor(inputs["humps"])
             run("training on two humps", flow, iter(batches), 0.05)
-            record.keep("training on two humps.theta", lambda: theta)
+            record.keep("training on two humps.theta", lambda: theta.double())
     return record
 
 
