@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from autograder.probes.record import (
-    Complaint, Record, Stop, bijection, describe, is_module, parameters, part, plain, quiet_world, tensor, to_float, unpack,
+    Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, tensor, to_float, unpack,
     words,
 )
 
@@ -152,7 +152,7 @@ def make_net(objects, inputs):
                     if a.shape != (len(x), 1):
                         raise Complaint(f"alpha and mu should each have shape (B, 1) = ({len(x)}, 1); one has shape {a.shape}")
                 return torch.cat(out, -1)
-            return plain("the net: output", out)
+            return readable("the net", "output", out)[0]
 
         def weights_of(net):
             return parameters("make_net", *(net if paired(net) else [net]))
@@ -251,8 +251,8 @@ def train_flow(objects, inputs):
 
     def losses(value):
         if type(value) in (tuple, list):
-            graph = any(issubclass(type(v), torch.Tensor) and plain("a loss", v).requires_grad for v in value)
-            return [float(to_float("train_flow", "a loss", v)) for v in value], graph
+            found = [float(to_float("train_flow", "a loss", v)) for v in value]
+            return found, any(issubclass(type(v), torch.Tensor) and readable("train_flow", "a loss", v)[0].requires_grad for v in value)
         if hasattr(type(value), "__array_interface__") and type(value).__module__ == "numpy" and value.ndim == 1:
             return [float(v) for v in value], False
         if issubclass(type(value), torch.Tensor):

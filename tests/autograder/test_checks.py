@@ -397,9 +397,11 @@ def raise_boom(self):
 
 
 @pytest.mark.parametrize("name", ["act_norm", "invertible_linear", "make_net"])
-@pytest.mark.parametrize("found", [lambda self: 3, lambda self: [1], raise_boom, lambda self: [fuzz.tensor("float32", "sparse", (2,), 1.0, None)],
-                                   lambda self: [nn.UninitializedParameter()], lambda self: [torch.ones(2, dtype=torch.int64)]])
-def test_parameters_that_are_none_become_one_sentence(name, found):
+@pytest.mark.parametrize("found, words", [
+    (lambda self: 3, "parameters raised TypeError"), (lambda self: [1], "a parameter should be a torch.Tensor; it is the int 1"), (raise_boom, "raised RuntimeError: boom"),
+    (lambda self: [fuzz.tensor("float32", "sparse", (2,), 1.0, None)], "a parameter should be a dense real tensor"),
+    (lambda self: [nn.UninitializedParameter()], "raised ValueError"), (lambda self: [torch.ones(2, dtype=torch.int64)], "")])
+def test_parameters_that_are_none_become_one_sentence(name, found, words):
     if name == "make_net":
         right = type(exercise.get(name).reference()[0]())
 
@@ -412,6 +414,7 @@ def test_parameters_that_are_none_become_one_sentence(name, found):
     v = verdict(name, (answer,))
     assert v.score < v.points
     fuzz.clear(v.sentences[0])
+    assert any(words in c.sentence for c in v.cases), reasons(v)
 
 
 class Empty(nn.Linear):
