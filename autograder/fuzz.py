@@ -6,6 +6,7 @@ Endless loops, os._exit and the like are left out: those belong to confinement. 
 """
 import contextlib
 import gc
+import inspect
 import io
 import itertools
 import math
@@ -22,11 +23,13 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autograder import exercise as records
 from autograder import judge
 from autograder.check import captured, check
-from autograder.probes.record import quiet_world
+from autograder.probes.record import quiet_world, settings_kept
 
 MARK = "printed by a student"
 LONGEST = 600  # characters of a sentence
@@ -35,7 +38,7 @@ DTYPES = ("bool", "uint8", "int16", "int32", "int64", "uint16", "float16", "bflo
     "float8_e4m3fn")
 FORMS = (*["plain"] * 8, "requires_grad", "of a graph", "parameter", "sparse", "csr", "mkldnn", "quantised", "meta", "transposed", "expanded",
     "negative view",
-         "inference", "escaped from vmap", "hostile subclass", "subclass with hostile attributes", "without storage", "nested")
+         "inference", "escaped from vmap", "hostile subclass", "subclass with hostile attributes", "without storage", "without memory", "nested")
 SHAPES = (*["like"] * 8, (), (0,), (1,), (2,), (6,), (0, 2), (1, 1), (1, 2), (2, 0), (6, 6), (3, 1, 2), (1, 2, 0, 3), (2, 2, 2, 2), (999, 1000),
     (7, 1, 50, 50))
 FILLS = {"noise": None, "0": 0.0, "1": 1.0, "-3": -3.0, "NaN": math.nan, "inf": math.inf, "-inf": -math.inf, "1e30": 1e30}
@@ -60,6 +63,7 @@ def tensor(dtype, form, shape, fill, like):
         "quantised": lambda: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.quint8), "transposed": lambda: t.mT,
         "negative view": lambda: torch._neg_view(t),
         "expanded": lambda: t[None].expand(3, *t.shape), "hostile subclass": lambda: t.as_subclass(Raising), "without storage": Bare,
+        "without memory": lambda: (t.untyped_storage().resize_(0), t)[1],
         "subclass with hostile attributes": lambda: t.as_subclass(Odd), "nested": lambda: torch.nested.nested_tensor([t, t]),
     }
     if form == "escaped from vmap":
@@ -157,6 +161,14 @@ def recurse():
     return recurse()
 
 
+ENTERED = []  # contexts that are never left; kept, since some leave themselves when they are let go
+
+
+def enter(context):
+    ENTERED.append(context)
+    context.__enter__()
+
+
 HOSTILE = {"a raising __str__": {"__str__": boom, "__repr__": boom}, "a __str__ of nonsense": {"__str__": lambda self: 7},
     "a raising __getattr__": {"__getattr__": boom},
            "a raising __getattribute__": {"__getattribute__": boom}, "a raising __class__": {"__class__": property(boom)},
@@ -193,6 +205,13 @@ WORLD = {
     "warnings as errors": lambda: (warnings.simplefilter("error"), warnings.warn(MARK, stacklevel=1)),
     "later warnings as errors": lambda: warnings.simplefilter("error"), "numpy errors raise": lambda: np.seterr(all="raise"),
     "changes folder": lambda: os.chdir("/"),
+    "removes its folder": lambda: (os.chdir(folder := tempfile.mkdtemp()), os.rmdir(folder)),
+    "enters inference mode for good": lambda: enter(torch.inference_mode()), "enters autocast": lambda: enter(torch.autocast("cpu")),
+    "enters a mode for functions that raises": lambda: enter(type("Mode", (TorchFunctionMode,), {"__torch_function__": boom})()),
+    "enters a mode for operations that raises": lambda: enter(type("Mode", (TorchDispatchMode,), {"__torch_dispatch__": boom})()),
+    "a recursion limit": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 40), "deletes stderr": lambda: delattr(sys, "stderr"),
+    "warnings raise when they are shown": lambda: (setattr(warnings, "showwarning", boom), warnings.warn(MARK, stacklevel=1)),
+    "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True),
     "recursion": recurse, "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
     "leaves garbage that bites": lambda: (o := OBJECTS["an object whose __del__ raises"](), setattr(o, "me", o)),
 }
@@ -242,7 +261,7 @@ def wrapped(original, behaviour, when, part):
     return call
 
 
-WHEN = {"always": range(10**9), "at the second call": (2,), "from the third call on": range(3, 10**9)}
+WHEN = {"always": range(10**9), "at the first call": (1,), "at the second call": (2,), "from the third call on": range(3, 10**9)}
 SPOTS = ("__init__", "__new__", "forward", "forward", "inverse", "inverse", "parameters", "state_dict", "load_state_dict", "__call__",
     "named_parameters")
 
@@ -339,8 +358,11 @@ def objects_for(exercise_id):
 def world():
     """The state of the process that no answer may leave changed."""
     return {"default dtype": torch.get_default_dtype(), "grad mode": torch.is_grad_enabled(), "default device": str(torch.get_default_device()),
-            "numpy errors": str(np.geterr()), "warning filters": str(warnings.filters), "stdout": id(sys.stdout), "stderr": id(sys.stderr), "folder": os.getcwd(),
-            "anomaly mode": torch.is_anomaly_enabled()}
+            "inference mode": torch.is_inference_mode_enabled(), "autocast": torch.is_autocast_enabled("cpu"), "threads": torch.get_num_threads(),
+            "anomaly mode": torch.is_anomaly_enabled(), "determinism": torch.are_deterministic_algorithms_enabled(),
+            "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+            "numpy errors": str(np.geterr()), "warning filters": str(warnings.filters), "showing warnings": warnings.showwarning,
+            "stdout": id(sys.stdout), "stderr": id(sys.stderr), "folder": os.getcwd(), "recursion limit": sys.getrecursionlimit()}
 
 
 class Leak(Exception):
@@ -350,9 +372,8 @@ class Leak(Exception):
 @contextlib.contextmanager
 def fenced(said):
     """File descriptors 1 and 2 go to files, whose text is added to `said`; afterwards the world is as it was. Leak if it was left changed."""
-    changed, threads, before = [], torch.get_num_threads(), world()
-    folder, streams = os.getcwd(), (sys.stdout, sys.stderr)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, np.errstate(), warnings.catch_warnings():
+    changed = []
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, settings_kept():
         saved = [os.dup(1), os.dup(2)]
         os.dup2(out.fileno(), 1), os.dup2(err.fileno(), 2)
         sys.stdout, sys.stderr = (mine := [io.TextIOWrapper(os.fdopen(os.dup(n), "wb"), "utf-8", write_through=True) for n in (1, 2)])
@@ -361,15 +382,11 @@ def fenced(said):
             yield
         finally:
             changed = [k for k, v in world().items() if v != inside[k]]
-            sys.stdout, sys.stderr = streams
             for descriptor, number in zip(saved, (1, 2)):
                 os.dup2(descriptor, number), os.close(descriptor)
             for stream in mine:
                 with contextlib.suppress(Exception):
                     stream.close()
-            os.chdir(folder), torch.set_grad_enabled(before["grad mode"])
-            torch.set_default_device(None), torch.set_default_dtype(before["default dtype"])
-            torch.autograd.set_detect_anomaly(before["anomaly mode"]), torch.set_num_threads(threads)
             for file in (out, err):
                 file.seek(0)
                 said.append(file.read().decode("utf-8", "replace"))
@@ -383,8 +400,13 @@ def clear(sentence):
 
 
 def judged(exercise, seed, arrays):
-    """Run the cases without the diagnosis, which takes its time; Leak unless every lost point has its sentence."""
-    results = judge.run_cases(exercise, judge.bank(exercise, seed), records.Outputs(arrays))
+    """Run the cases, and of the diagnosis what reads the answer's outputs; Leak unless every lost point has its sentence."""
+    answers, outputs = judge.bank(exercise, seed), records.Outputs(arrays)
+    results = judge.run_cases(exercise, answers, outputs)
+    judge.features(exercise, answers.inputs, outputs)
+    if exercise.faults is not None:
+        with contextlib.suppress(records.Fail):
+            exercise.faults(answers.inputs, outputs)
     for result in results:
         if result.earned < result.points:
             clear(result.sentence)
@@ -395,11 +417,16 @@ def judged(exercise, seed, arrays):
         clear(judge.fallback(results))
 
 
+def thin(inputs):
+    """The inputs with a few points for the picture, which no case reads, instead of thousands."""
+    return {k: np.array(4) if k.endswith("grid lines") else v[:8] if k.endswith("grid") else v for k, v in inputs.items()}
+
+
 def by_parts(exercise, handed, seed):
     """Probe, then judge, in the world as the answer left it."""
     with fenced([]):
         with captured():
-            arrays = exercise.probe(handed.make(), judge.bank(exercise, seed).inputs)
+            arrays = exercise.probe(handed.make(), thin(judge.bank(exercise, seed).inputs))
         if any(type(v) is not np.ndarray or v.dtype.hasobject for v in arrays.values()):
             raise Leak("the probe returned something that is not a plain array")
         with captured():
@@ -414,7 +441,8 @@ def by_check(exercise, handed, seed):
     answers.cache.pop("reference")  # check computes it after the student's code has run
     try:
         with mock.patch.dict(os.environ, {"NBGRADER_EXECUTION": "1", "AUTOGRADER_SEED": str(seed)}):  # nothing is recorded
-            with fenced(said):
+            gc.freeze()  # so that the collection below, in which a __del__ of what check left behind would speak, looks at nothing older
+            with fenced(said), mock.patch.object(gc, "freeze"), mock.patch.object(gc, "unfreeze"):
                 score = check(exercise.id, *handed.make())
                 gc.collect()
         if not (type(float(score)) is float and 0 <= score <= exercise.points):
@@ -425,6 +453,7 @@ def by_check(exercise, handed, seed):
             raise Leak("the answer changed the reference's outputs")
     finally:
         answers.cache = kept
+        gc.unfreeze()
 
 
 def told():

@@ -466,6 +466,8 @@ def net_signs(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
     weights_of(outputs)
     low, high = outputs["shakes.low"], outputs["shakes.high"]  # over eight draws of the weights
+    if low.shape != (8, 2):
+        raise Fail("Called again, the net returns a result of another shape.")
     for name, never in (("negative", low.min(0) >= 0), ("positive", high.max(0) <= 0)):
         if never.any():
             squeezed = " and never above 1, as after a sigmoid" if name == "negative" and high.max() <= 1 else ", as after a ReLU" if name == "negative" else ""
@@ -477,8 +479,10 @@ def net_signs(inputs, outputs, reference):
 def net_is_a_function(inputs, outputs, reference):
     net_shape(inputs, outputs, reference)
     a, b, one = (outputs[k] for k in ("net with other weights.output", "net with other weights again.output", "net with other weights on one row.output"))
-    if not np.allclose(a, b):
+    if a.shape != b.shape or not np.allclose(a, b):
         raise Fail("The net gives two answers to one question: it draws random numbers (dropout?), so inverse could not undo forward.")
+    if one.shape != (1, *a.shape[1:]):
+        raise Fail(f"For one row the net returns shape {one.shape}; it should be (1, 2).")
     if not np.allclose(a[:1], one, atol=1e-6):
         raise Fail("The net's answer for a point depends on the other points of the batch (batch normalisation?), so sampling and density would disagree.")
 
@@ -1099,6 +1103,8 @@ def own_affine(inputs, outputs):
     """A and b of the student's forward, if it is affine."""
     J, _ = laws.own_jacobian(inputs, outputs)
     x, z = inputs["x"], outputs["forward.z"]
+    if z.shape != x.shape:
+        raise Fail(f"`z` has shape {z.shape}; it should be {x.shape}.")
     return J.mean(0), (z - np.einsum("bij,bj->bi", J, x)).mean(0)
 
 

@@ -2,11 +2,13 @@
 import contextlib
 import os
 
+import numpy as np
 import torch
 from torch import nn
 
 from autograder.probes.record import (
-    Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_float, unpack, words,
+    Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, tensor, to_float, unpack,
+    words,
 )
 
 SIZES = ("D=2 ", "D=6 ")
@@ -152,23 +154,26 @@ def make_net(objects, inputs):
             else:
                 out = net(x)
             if type(out) in (tuple, list) and len(out) == 2:
-                for o, _ in unpack("the net", out, "alpha", "mu"):
-                    if o.shape != (len(x), 1):
-                        raise Complaint(f"alpha and mu should each have shape (B, 1) = ({len(x)}, 1); one has shape {tuple(o.shape)}")
-                out = torch.cat(list(out), -1)
-            return out
+                out, arrays = zip(*unpack("the net", out, "alpha", "mu"))
+                for a in arrays:
+                    if a.shape != (len(x), 1):
+                        raise Complaint(f"alpha and mu should each have shape (B, 1) = ({len(x)}, 1); one has shape {a.shape}")
+                return torch.cat(out, -1)
+            return readable("the net", "output", out)[0]
 
-        def parameters(net):
-            return [p for n in (net if paired(net) else [net]) if isinstance(n, nn.Module) for p in n.parameters()]
+        def weights_of(net):
+            return parameters("make_net", *(net if paired(net) else [net]))
 
         # A net that was made once, outside, has the precision of the day it was made.
-        dtype = next((p.dtype for p in parameters(net)), torch.float64)
+        dtype = record.run("parameters", lambda: next((p.dtype for p in weights_of(net)), torch.float64))
         record.one("net", lambda: run(net, x), "output")
-        params = [p for p in parameters(net) if p.requires_grad]
-        record["parameters"] = torch.tensor([p.numel() for p in params], dtype=torch.int64).numpy()
-        record["frozen"] = torch.tensor(len(parameters(net)) - len(params)).numpy()
-        record["module"] = torch.tensor(all(isinstance(n, nn.Module) for n in (net if paired(net) else [net]))).numpy()
-        record["shared"] = torch.tensor(bool({id(p) for p in parameters(other)} & {id(p) for p in params})).numpy()
+        params, others = record.run("parameters", lambda: (weights_of(net), weights_of(other)))
+        frozen = [p for p in params if not p.requires_grad]
+        params = [p for p in params if p.requires_grad]
+        record.keep("parameters", lambda: np.array([p.numel() for p in params], int))
+        record["frozen"] = np.array(len(frozen))
+        record.keep("module", lambda: all(is_module(n) for n in (net if paired(net) else [net])))
+        record["shared"] = np.array(bool({id(p) for p in others} & {id(p) for p in params}))
         noise = torch.Generator().manual_seed(int(inputs["noise"]))
 
         def shake(size=1.0):  # to weights of that order: a last layer of zeros is a good start, and right
@@ -180,15 +185,17 @@ def make_net(objects, inputs):
         large = record.one("net with large weights", lambda: run(net, tensor(inputs["line"])), "output").detach()
         record["shakes.large"] = large.abs().amax(0).numpy() if large.dim() == 2 else torch.zeros(0).numpy()
 
-        shakes = []
+        step, low, high = "net with other weights", [], []
         for _ in range(8):
-            shake()
-            shakes.append(record.one("net with other weights", lambda: run(net, tensor(inputs["line"])), "output").detach())
-        record["shakes.low"] = torch.stack([s.amin(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
-        record["shakes.high"] = torch.stack([s.amax(0) for s in shakes]).numpy() if shakes[0].dim() == 2 else torch.zeros(0).numpy()
-        record.one("net with other weights", lambda: run(net, tensor(inputs["line"])), "output")
-        record.one("net with other weights again", lambda: run(net, tensor(inputs["line"])), "output")
-        record.one("net with other weights on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
+            record.run(step, shake)
+            record.one(step, lambda: run(net, tensor(inputs["line"])), "output")
+            output = record[step + ".output"]
+            if output.ndim == 2 and len(output):
+                low.append(output.min(0)), high.append(output.max(0))
+        record["shakes.low"], record["shakes.high"] = (np.array(v) if len({len(r) for r in v}) == 1 else np.zeros(0) for v in (low, high))
+        record.one(step, lambda: run(net, tensor(inputs["line"])), "output")
+        record.one(step + " again", lambda: run(net, tensor(inputs["line"])), "output")
+        record.one(step + " on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
 
         def trained():
             out = run(net, x)
@@ -221,7 +228,7 @@ class AffineFlow(nn.Module):
         self.diary = []
 
     def log_prob(self, x):
-        self.diary.append(torch.cat([self.a, self.b]).detach().clone())
+        self.diary.append([p.detach().clone() for p in (self.a, self.b)])
         z = x * self.a.exp() + self.b
         return -0.5 * (z**2).sum(-1) - 0.5 * z.shape[-1] * torch.log(torch.tensor(2 * torch.pi)) + self.a.sum()
 
@@ -255,42 +262,49 @@ def train_flow(objects, inputs):
 
     def losses(value):
         if type(value) in (tuple, list):
-            graph = any(issubclass(type(v), torch.Tensor) and v.requires_grad for v in value)
-            return [float(to_float("train_flow", "a loss", v)) for v in value], graph
+            found = [float(to_float("train_flow", "a loss", v)) for v in value]
+            return found, any(issubclass(type(v), torch.Tensor) and readable("train_flow", "a loss", v)[0].requires_grad for v in value)
         if hasattr(type(value), "__array_interface__") and type(value).__module__ == "numpy" and value.ndim == 1:
             return [float(v) for v in value], False
-        if issubclass(type(value), torch.Tensor) and value.dim() == 1:
-            return [float(v) for v in value.detach()], bool(value.requires_grad)
+        if issubclass(type(value), torch.Tensor):
+            ((found, array),) = unpack("train_flow", value, "the list of losses")
+            if array.ndim == 1:
+                return array, found.requires_grad
         raise Complaint(f"train_flow should return the list of losses, one float for each batch; it returned {describe(value)}")
 
     def run(step, flow, batches, lr):
         return record.run(step, lambda: train(flow, batches, lr))
 
+    def kept(*ts):
+        """Tensors of the flow as one, each of which must still have the shape of its parameters a and b."""
+        if any(t.shape != (len(inputs["a"]),) for t in ts):
+            raise Complaint("train_flow gave the flow's parameters another shape")
+        return torch.cat(ts)
+
     with quiet_world():
         x = tensor(inputs["x"])
         with contextlib.suppress(Stop):
             flow = AffineFlow(inputs["a"], inputs["b"])
-            backwards = []
-            for p in flow.parameters():
+            backwards, diary, (a, b) = [], flow.diary, flow.parameters()  # the answer may put others in their place
+            for p in (a, b):
                 p.register_hook(lambda g: backwards.append(1))
             value = run("training", flow, (x.clone() for _ in range(3)), 0.05)
-            record["training.backwards"] = torch.tensor(len(backwards)).numpy()
+            record["training.backwards"] = np.array(len(backwards))
             with contextlib.suppress(Stop):  # a missing list costs its own points, not those of the training
                 values, graph = record.run("training.losses", lambda: losses(value))
-                record["training.losses"] = torch.tensor(values, dtype=torch.float64).numpy()
-                record["training.graph"] = torch.tensor(graph).numpy()
-            record["training.diary"] = torch.stack(flow.diary).numpy() if flow.diary else torch.zeros(0, 4).numpy()
-            record["training.end"] = torch.cat([flow.a, flow.b]).detach().numpy().copy()
-            grads = [g if g is not None else torch.zeros_like(p) for p in (flow.a, flow.b) for g in [p.grad]]
-            record["training.grad"] = torch.cat(grads).numpy().copy()
+                record["training.losses"], record["training.graph"] = np.array(values, float), np.array(graph)
+            record.keep("training.diary", lambda: torch.stack([kept(*d) for d in diary]) if diary else torch.zeros(0, 4))
+            record.keep("training.end", lambda: kept(a, b))
+            record.keep("training.grad", lambda: kept(*(p.grad if p.grad is not None else torch.zeros_like(p) for p in (a, b))))
             still = AffineFlow(inputs["a"], inputs["b"])
+            a, b = still.parameters()
             run("training with lr = 0", still, (x.clone() for _ in range(2)), 0.0)
-            record["training with lr = 0.end"] = torch.cat([still.a, still.b]).detach().numpy().copy()
+            record.keep("training with lr = 0.end", lambda: kept(a, b))
         with contextlib.suppress(Stop):
             flow = HumpFlow()
-            batches = tensor(inputs["humps"])
+            theta, batches = flow.theta, tensor(inputs["humps"])
             run("training on two humps", flow, iter(batches), 0.05)
-            record["training on two humps.theta"] = flow.theta.detach().numpy().copy()
+            record.keep("training on two humps.theta", lambda: theta.double())
     return record
 
 
@@ -300,16 +314,16 @@ def act_norm(objects, inputs):
     with quiet_world(), contextlib.suppress(Stop):
         dim = inputs["first"].shape[1]
         layer = record.run("construction", lambda: ActNorm(dim))
-        before = {id(p) for p in layer.parameters()} if isinstance(layer, nn.Module) else set()
+        before = record.run("parameters", lambda: parameters("ActNorm", layer))
         record.many("first batch", lambda: layer.forward(tensor(inputs["first"])), "z", "ldj")
         record.many("second batch", lambda: layer.forward(tensor(inputs["second"])), "z", "ldj")
         bijection(record, "", layer, inputs)
 
-        after = {id(p) for p in layer.parameters()} if isinstance(layer, nn.Module) else set()
-        record["replaced"] = torch.tensor(not after <= before).numpy()
+        after = record.run("parameters", lambda: parameters("ActNorm", layer))
+        record["replaced"] = np.array(not {id(p) for p in after} <= {id(p) for p in before})
 
         def reloaded():
-            if not isinstance(layer, nn.Module):
+            if not is_module(layer):
                 raise Complaint("ActNorm should be an nn.Module, so that its numbers are saved with the flow")
             fresh = ActNorm(dim)
             fresh.load_state_dict(layer.state_dict())
@@ -319,7 +333,7 @@ def act_norm(objects, inputs):
             record.many("after load_state_dict", reloaded, "z", "ldj")
 
         def trained():
-            params = [p for p in layer.parameters() if p.requires_grad] if isinstance(layer, nn.Module) else []
+            params = [p for p in parameters("ActNorm", layer) if p.requires_grad]
             (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(inputs["x"])), "z", "ldj")
             loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
             if not (params and loss.requires_grad):
@@ -358,19 +372,24 @@ def invertible_linear(objects, inputs):
 
         def start():
             result = layer.forward(tensor(inputs["x"]))
-            if not isinstance(layer, nn.Module):
+            if not is_module(layer):
                 raise Complaint(f"InvertibleLinear should be an nn.Module, so that its weights can be trained; it is {describe(layer)}")
             return result
 
         record.many("start", start, "z", "ldj")
         noise = torch.Generator().manual_seed(int(inputs["noise"]))
-        params = [p for p in layer.parameters() if p.requires_grad]
-        record["parameters"] = torch.tensor([p.numel() for p in params], dtype=torch.int64).numpy()
-        with torch.no_grad():
-            for p in params:
-                p.add_(0.3 * torch.randn(p.shape, generator=noise, dtype=p.dtype))
+        params = record.run("parameters", lambda: [p for p in parameters("InvertibleLinear", layer) if p.requires_grad])
+        record.keep("parameters", lambda: np.array([p.numel() for p in params], int))
+
+        def shake():
+            with torch.no_grad():
+                for p in params:
+                    p.add_(0.3 * torch.randn(p.shape, generator=noise, dtype=p.dtype))
+
+        record.run("parameters", shake)
         with Calls() as calls:
             record.run("forward", lambda: layer.forward(tensor(inputs["x"])))
+
         def trained():
             (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(inputs["x"])), "z", "ldj")
             loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
@@ -379,7 +398,7 @@ def invertible_linear(objects, inputs):
 
         with contextlib.suppress(Stop):
             record.one("gradient", trained, "sizes")
-        record["forward calls"] = torch.tensor([n in calls.names for n in COSTLY]).numpy()
+        record["forward calls"] = np.array([n in calls.names for n in COSTLY])
         bijection(record, "", layer, inputs)
 
         def same_for_all():

@@ -4,13 +4,20 @@
 leaves its values under "step.name", or, when it raised or returned something of the wrong kind, one complaint under
 "step!": a pair (kind, sentence), kind being one of KINDS. So whatever a student's code does, what leaves the probe
 is a dict of plain arrays that can be written without pickle.
+
+A student's code runs inside `Record.run` and nowhere else: also parameters(), len() of what it returned, and a tensor of
+a class of its own. What a probe works on afterwards is `plain`.
 """
 import contextlib
+import os
 import random
+import sys
 import types
+import warnings
 
 import numpy as np
 import torch
+from torch import nn
 
 KINDS = ("unsolved", "raised", "type", "blocked")
 LARGEST = 4_000_000  # numbers in one array: far above anything that an exercise asks for
@@ -35,10 +42,11 @@ class Record(dict):
         """The value of `call()`; on any failure records the complaint and raises Stop.
 
         SystemExit and whatever else student code may throw is caught; KeyboardInterrupt is the person at the
-        keyboard and passes.
+        keyboard and passes. What the call set for the whole process is set back.
         """
         try:
-            return call()
+            with settings_kept():
+                return call()
         except (KeyboardInterrupt, Stop):
             raise
         except NotImplementedError as e:
@@ -61,7 +69,7 @@ class Record(dict):
         return self.many(step, call, name)[0]
 
     def many(self, step, call, *names):
-        """Record the tensors that `call()` returns (a tuple for several names), and return them.
+        """Record the tensors that `call()` returns (a tuple for several names), and return them, `plain`.
 
         A value of the wrong kind leaves its own complaint under "step.name!" and does not spoil the others; without a
         usable first one (z of z, ldj) the step has failed.
@@ -70,7 +78,7 @@ class Record(dict):
         found = []
         for name, value in zip(names, values):
             try:
-                self[f"{step}.{name}"] = to_array(words(step), name, value)
+                value, self[f"{step}.{name}"] = readable(words(step), name, value)
                 found.append(value)
             except Complaint as e:
                 self.complain(f"{step}.{name}" if len(names) > 1 else step, "type", e)
@@ -78,6 +86,14 @@ class Record(dict):
         if found[0] is None:
             raise Stop(step)
         return found
+
+    def keep(self, key, call):
+        """Record `call()`, a number, an array or a tensor of our own making that a student's code may have reached, under the key itself."""
+        def array():
+            value = call()
+            return to_array("the answer", key, value) if issubclass(type(value), torch.Tensor) else np.array(value)
+
+        self[key] = self.run(key, array)
 
 
 def words(step):
@@ -102,11 +118,8 @@ def parts(step, value, *names):
 
 
 def unpack(step, value, *names):
-    """[(tensor, array), ...] of a returned value, one for each name; a Complaint unless that is what it holds.
-
-    Nothing but a torch.Tensor by its true type gets through: torch itself can crash on an object that only says so.
-    """
-    return [(v, to_array(step, n, v)) for n, v in zip(names, parts(step, value, *names))]
+    """[(tensor, array), ...] of a returned value, one for each name, the tensors `plain`; a Complaint unless that is what it holds."""
+    return [readable(step, n, v) for n, v in zip(names, parts(step, value, *names))]
 
 
 def wanted(names):
@@ -125,26 +138,53 @@ def describe(value):
     if kind is np.ndarray:
         return "a numpy array"
     if kind is torch.Tensor:
-        return f"one tensor of shape {tuple(value.shape)}"
+        with contextlib.suppress(Exception):  # a nested tensor has no shape, one that left vmap may not be looked at
+            return f"one tensor of shape {tuple(value.shape)}"
     return f"an object of type {name_of(kind)}"
+
+
+def plain(label, value):
+    """A student's tensor as a torch.Tensor by its true type, with its graph: dense, real, on the CPU, all of it in memory; or a Complaint.
+
+    torch itself can crash on an object that only says it is a tensor, or on one that was left without memory.
+    """
+    if not issubclass(type(value), torch.Tensor):  # isinstance would believe an overridden __class__
+        raise Complaint(f"{label} should be a torch.Tensor; it is {describe(value)}")
+    if type(value) is not torch.Tensor:
+        value = torch.Tensor.as_subclass(value, torch.Tensor)
+    if value.is_nested or value.layout != torch.strided or value.is_complex() or value.is_quantized:
+        raise Complaint(f"{label} should be a dense real tensor; it is {'nested' if value.is_nested else value.layout}, {value.dtype}")
+    if value.device.type != "cpu":
+        raise Complaint(f"{label} lives on the device {value.device}, the input on the CPU")
+    if value.numel() > LARGEST:
+        raise Complaint(f"{label} has {value.numel()} entries, shape {tuple(value.shape)}: far too many")
+    last = value.storage_offset() + sum((n - 1) * s for n, s in zip(value.shape, value.stride()))
+    if value.numel() and value.untyped_storage().nbytes() < (last + 1) * value.itemsize:
+        raise Complaint(f"{label} has shape {tuple(value.shape)}, but its memory was given back")
+    return value
+
+
+def readable(step, name, value):
+    """A student's tensor `plain`, and as a numpy array: float32, float64, or int64 for integers and booleans; or a Complaint."""
+    label = f"{step}: {name}" if name != step else step
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            value = plain(label, value)
+            numbers = value.detach()
+            if not numbers.is_floating_point():
+                numbers = numbers.long()  # numpy cannot subtract booleans
+            elif numbers.dtype != torch.float64:
+                numbers = numbers.float()
+            return value, numbers.resolve_neg().contiguous().numpy().copy()
+    except (KeyboardInterrupt, Complaint):
+        raise
+    except BaseException:  # a class of tensors may answer any operation as it likes, and torch's own words explain nothing
+        raise Complaint(f"{label} is a tensor that cannot be read: no numbers can be taken out of it") from None
 
 
 def to_array(step, name, value):
     """A student's tensor as a numpy array on the CPU, or a Complaint."""
-    label = f"{step}: {name}" if name != step else step
-    if not issubclass(type(value), torch.Tensor):  # isinstance would believe an overridden __class__
-        raise Complaint(f"{label} should be a torch.Tensor; it is {describe(value)}")
-    with torch._C.DisableTorchFunctionSubclass(), torch.no_grad():
-        if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-            raise Complaint(f"{label} should be a dense real tensor; it is {value.layout}, {value.dtype}")
-        value = torch.Tensor.as_subclass(value, torch.Tensor).detach()
-        if value.device.type != "cpu":
-            raise Complaint(f"{label} lives on the device {value.device}, the input on the CPU")
-        if value.numel() > LARGEST:
-            raise Complaint(f"{label} has {value.numel()} entries, shape {tuple(value.shape)}: far too many")
-        if value.dtype in (torch.float16, torch.bfloat16):
-            value = value.float()
-        return value.resolve_neg().contiguous().numpy().copy()
+    return readable(step, name, value)[1]
 
 
 def to_float(step, name, value):
@@ -184,23 +224,82 @@ def colon(text):
     return f": {text}" if text else ""
 
 
+def folder():
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def set_filters(filters):
+    warnings.filters[:] = filters
+    with warnings.catch_warnings():  # tells the module that its filters are others now
+        pass
+
+
+INFERENCE = []  # the guards that end a student's inference mode; one that is let go would bring it back
+
+
+def set_inference(on):
+    INFERENCE.append(torch._C._InferenceMode(on))
+    INFERENCE[-1].__enter__()
+
+
+SETTINGS = (  # what student code may set for the whole process: how to ask, how to set
+    (torch.is_inference_mode_enabled, set_inference),
+    (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (lambda: torch.is_autocast_enabled("cpu"), lambda on: torch.set_autocast_enabled("cpu", on)),
+    (np.geterr, lambda how: np.seterr(**how)),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (folder, lambda path: path and os.chdir(path)),
+)
+
+
+@contextlib.contextmanager
+def settings_kept():
+    """The CPU as default device inside; afterwards SETTINGS, default device, modes of torch, streams and warning filters as they were."""
+    device, streams, filters = torch.get_default_device(), (sys.stdout, sys.stderr), (warnings.filters, list(warnings.filters), warnings.showwarning)
+    torch.set_default_device(None)
+    modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    before = [ask() for ask, _ in SETTINGS]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        torch.set_default_device(None)
+        for _ in range(torch._C._len_torch_function_stack() - modes[0]):
+            torch._C._pop_torch_function_stack()
+        for _ in range(torch._C._len_torch_dispatch_stack() - modes[1]):
+            torch._C._pop_torch_dispatch_stack(None)
+        for (ask, put), value in zip(SETTINGS, before):
+            if ask() != value:
+                put(value)
+        warnings.filters, _, warnings.showwarning = filters
+        if list(map(id, warnings.filters)) != list(map(id, filters[1])):
+            set_filters(filters[1])
+        if torch.get_default_device() != device:  # it may also come from a `with torch.device(...)` around the check
+            torch.set_default_device(device)
+
+
 @contextlib.contextmanager
 def quiet_world(seed=0):
-    """Float64 by default and seeded generators inside; dtype, generators and grad mode as they were afterwards.
+    """Float64 by default, the CPU, and seeded generators inside; all that student code may set for the process is as it was afterwards.
 
     With float64 as default, a tensor that a student makes inside a layer (torch.zeros(...)) has the precision that
     the judge's differences need.
     """
-    dtype, state, grad = torch.get_default_dtype(), random.getstate(), torch.is_grad_enabled()
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with settings_kept(), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also tell the devices that are not used, each time in a few milliseconds.
+        torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
         torch.set_default_dtype(torch.float64)
         try:
             yield
         finally:
-            torch.set_default_dtype(dtype)
-            torch.set_grad_enabled(grad)
             random.setstate(state)
             np.random.set_state(numpy_state)
 
@@ -225,7 +324,7 @@ def bijection(record, step, layer, inputs):
     def forward():
         x = tensor(inputs["x"])
         z, _ = record.many(step + "forward", lambda: layer.forward(x), "z", "ldj")
-        record[step + "x after"] = x.detach().numpy().copy()
+        record.keep(step + "x after", lambda: x)
         record.one(step + "inverse of forward", lambda: layer.inverse(z.detach().double()), "x")
 
     def near():
@@ -234,7 +333,7 @@ def bijection(record, step, layer, inputs):
     def inverse():
         z = tensor(inputs["z"])
         x = record.one(step + "inverse", lambda: layer.inverse(z), "x")
-        record[step + "z after"] = z.detach().numpy().copy()
+        record.keep(step + "z after", lambda: z)
         record.many(step + "forward of inverse", lambda: layer.forward(x.detach().double()), "z", "ldj")
 
     def row():
@@ -249,6 +348,20 @@ def bijection(record, step, layer, inputs):
 
     if "grid" in inputs:
         attempt(picture)
+
+
+def is_module(value):
+    """Whether it is an nn.Module by its true type."""
+    return issubclass(type(value), nn.Module)
+
+
+def parameters(step, *modules):
+    """The parameters of those of `modules` that are nn.Modules, to be called inside Record.run; a Complaint if parameters() gives anything else."""
+    found = [p for m in modules if is_module(m) for p in m.parameters()]
+    for p in found:
+        if type(p) is not nn.UninitializedParameter:  # of a lazy module, which gets its shape at the first call
+            readable(step, "a parameter", p)
+    return found
 
 
 def part(inputs, prefix):

@@ -1,12 +1,16 @@
 """What a check says of right, wrong and nonsensical answers to every exercise."""
+import gc
 import math
+import sys
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from autograder import exercise, judge, render
+from autograder import exercise, fuzz, judge, render
+from autograder.check import captured
 from autograder.rights.lesson02 import RIGHT, EvenOdd, OtherHalf
 
 IDS = list(exercise.registry())
@@ -309,3 +313,161 @@ def test_a_number_too_long_to_print_is_described():
     assert v.score < v.points and len(v.sentences[0]) <= 600
     v = verdict("make_net", (lambda: 10 ** 5000,))
     assert v.score == 0 and "very large int" in " ".join(v.sentences)
+
+
+# --- what the random answers of autograder.fuzz found, a family of causes each ---------------------------------------
+
+def spoilt(name, spot, act):
+    """The right class of an exercise, of which the method `spot` returns what act(right value, arguments) makes of it."""
+    (right,) = exercise.get(name).reference()
+    method = getattr(right, spot)
+    return type("Spoilt", (right,), {spot: lambda self, *args: act(method(self, *args), args)})
+
+
+UNREADABLE = {
+    "nested": "dense real tensor; it is nested", "escaped from vmap": "cannot be read", "without storage": "cannot be read",
+    "without memory": "its memory was given back", "sparse": "dense real tensor", "meta": "lives on the device meta",
+}
+
+
+@pytest.mark.parametrize("form", UNREADABLE)
+@pytest.mark.parametrize("spot", ["forward", "inverse"])
+def test_a_tensor_without_numbers_becomes_one_sentence(form, spot):
+    def act(right, args):
+        bad = fuzz.tensor("float32", form, "like", None, args[0])
+        return (bad, right[1]) if spot == "forward" else bad
+
+    v = verdict("permute", (spoilt("permute", spot, act),))
+    assert v.score < v.points and any(UNREADABLE[form] in c.sentence for c in v.cases), reasons(v)
+    assert all(len(c.sentence.splitlines()) < 2 for c in v.cases)
+
+
+@pytest.mark.parametrize("kind", [fuzz.Odd, fuzz.Raising, nn.Parameter])
+def test_a_right_answer_in_a_class_of_tensors_of_its_own_is_right(kind):
+    """The class may raise whenever it is asked for something; the numbers are read without asking it."""
+    v = verdict("permute", (spoilt("permute", "forward", lambda right, args: (right[0].as_subclass(kind), right[1].as_subclass(kind))),))
+    assert v.score == v.points, reasons(v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.bool, torch.uint8, torch.uint16])
+@pytest.mark.parametrize("name", ["permute", "act_norm", "invertible_linear"])
+def test_numbers_of_a_strange_kind_are_judged(name, dtype):
+    v = verdict(name, (spoilt(name, "forward", lambda right, args: tuple(t.detach().to(dtype) for t in right)),))
+    for case in v.cases:
+        if case.earned < case.points:
+            fuzz.clear(case.sentence)
+
+
+@pytest.mark.parametrize("spot, words", [("forward", "its input `x`"), ("inverse", "its input `z`")])
+@pytest.mark.parametrize("data", [lambda t: t.data.bfloat16(), lambda t: torch.zeros(0), lambda t: t.data.to(torch.bool)])
+def test_an_input_whose_data_are_exchanged_was_changed(spot, words, data):
+    def act(right, args):
+        args[0].data = data(args[0])
+        return right
+
+    v = verdict("coupling", (spoilt("coupling", spot, act),))
+    assert v.score < v.points and any(words in c.sentence for c in v.cases), reasons(v)
+
+
+@pytest.mark.parametrize("name", ["permute", "mix_logit_cdf"])
+@pytest.mark.parametrize("change", fuzz.WORLD)
+def test_what_an_answer_sets_for_the_process_is_set_back(name, change):
+    def act(right, args):
+        fuzz.WORLD[change]()
+        return right
+
+    right = spoilt("permute", "forward", act) if name == "permute" else lambda *args: act(exercise.get(name).reference()[0](*args), args)
+    fuzz.by_parts(exercise.get(name), fuzz.Handed(change, lambda: (right,)), 0)     # raises Leak where something stays changed
+
+
+def test_a_default_device_of_the_students_own_costs_nothing():
+    """The notebook may have set a device for its trainings; the check's tensors are on the CPU."""
+    torch.set_default_device("meta")
+    try:
+        for name in ("permute", "act_norm", "make_net", "train_flow"):
+            v = verdict(name, exercise.get(name).reference())
+            assert v.score == v.points, reasons(v)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+
+
+def raise_boom(self):
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("name", ["act_norm", "invertible_linear", "make_net"])
+@pytest.mark.parametrize("found, words", [
+    (lambda self: 3, "parameters raised TypeError"), (lambda self: [1], "a parameter should be a torch.Tensor; it is the int 1"), (raise_boom, "raised RuntimeError: boom"),
+    (lambda self: [fuzz.tensor("float32", "sparse", (2,), 1.0, None)], "a parameter should be a dense real tensor"),
+    (lambda self: [nn.UninitializedParameter()], "raised ValueError"), (lambda self: [torch.ones(2, dtype=torch.int64)], "")])
+def test_parameters_that_are_none_become_one_sentence(name, found, words):
+    if name == "make_net":
+        right = type(exercise.get(name).reference()[0]())
+
+        def answer():
+            net = exercise.get(name).reference()[0]()
+            net.__class__ = type("Net", (right,), {"parameters": found})
+            return net
+    else:
+        answer = type("Spoilt", exercise.get(name).reference(), {"parameters": found})
+    v = verdict(name, (answer,))
+    assert v.score < v.points
+    fuzz.clear(v.sentences[0])
+    assert any(words in c.sentence for c in v.cases), reasons(v)
+
+
+class Empty(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)[:0]
+
+
+class Growing(nn.Linear):
+    """Returns another number of columns at each call."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x).repeat(1, self.calls)
+
+
+@pytest.mark.parametrize("net", [Empty, Growing])
+def test_a_net_of_changing_shapes_is_told(net):
+    v = verdict("make_net", (lambda: net(1, 2),))
+    assert v.score < v.points and "shape" in " ".join(v.sentences), v.sentences
+
+
+def test_a_net_of_lazy_layers_is_right():
+    v = verdict("make_net", (lambda: nn.Sequential(nn.LazyLinear(32), nn.Tanh(), nn.LazyLinear(2)),))
+    assert v.score == v.points, reasons(v)
+
+
+@pytest.mark.parametrize("spoil", [{"a": None}, {"diary": 3}, {"log_prob": 7}, {"a": nn.Parameter(torch.zeros(0))}])
+def test_a_flow_that_is_spoilt_after_its_training_does_not_spoil_the_check(spoil):
+    """What is read afterwards are the parameters and the diary that were handed over."""
+    def train(flow, batches, lr):
+        losses = exercise.get("train_flow").reference()[0](flow, batches, lr)
+        for k, v in spoil.items():
+            setattr(flow, k, v)
+        return losses
+
+    v = verdict("train_flow", (train,))
+    assert v.score == v.points, reasons(v)
+
+
+def test_a_loss_that_left_vmap_becomes_one_sentence():
+    def train(flow, batches, lr):
+        return [fuzz.tensor("float32", "escaped from vmap", (2,), 1.0, None) for _ in exercise.get("train_flow").reference()[0](flow, batches, lr)]
+
+    v = verdict("train_flow", (train,))
+    assert v.score < v.points and any("cannot be read" in c.sentence for c in v.cases), reasons(v)
+
+
+def test_garbage_that_complains_does_so_inside_the_check(capfd, monkeypatch):
+    """nbgrader gives 0 to a cell that wrote to stderr, and a cycle with a raising __del__ would do so whenever it is collected."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with captured() as printed:
+        fuzz.WORLD["leaves garbage that bites"]()
+    gc.collect()
+    assert "boom" in printed[0] and capfd.readouterr().err == ""
