@@ -135,18 +135,21 @@ class Bank:
 
     def slipped(self, slip, most, variant=None):
         """What is seen of a slip, or None if it cannot even be made or does not end."""
-        def make():
-            try:
-                return slip.make()
-            except Exception as e:
-                raise slips.Unmakeable from e
+        key = (slip.source, slip.code, variant)
+        if key not in self.cache:
+            def make():
+                try:
+                    return slip.make()
+                except Exception as e:
+                    raise slips.Unmakeable from e
 
-        try:
-            with slips.Budget(most) as budget:
-                seen = self._features((slip.source, slip.code, variant), make, variant, everything)[1]
-        except (slips.Unmakeable, slips.Endless):
-            return None
-        return None if budget.used > most else seen
+            try:
+                with slips.Budget(most) as budget:
+                    seen = self._features((*key, "seen"), make, variant, everything)[1]
+            except (slips.Unmakeable, slips.Endless):
+                seen = None
+            self.cache[key] = None if budget.used > most else seen
+        return self.cache[key]
 
 
 def alike(a, b):
@@ -349,7 +352,8 @@ def two_slips(got, right, seen, changed, run, tries):
     off = {k for k in got if k not in right or not same(got[k], right[k])}
     suspects = [s for s in seen if changed[s] <= off]
     match = {s: {k for k in off & changed[s] if k in seen[s] and same(got[k], seen[s][k])} for s in suspects}
-    pairs = [(len(match[a] | match[b]), a, b) for a, b in itertools.combinations(suspects, 2) if (match[a] or match[b]) and off <= changed[a] | changed[b]]
+    pairs = [(len(match[a] | match[b]), a, b) for a, b in itertools.combinations(suspects, 2)
+             if (match[a] or match[b]) and off <= changed[a] | changed[b]]
     for _, a, b in sorted(pairs, key=lambda p: -p[0])[:tries]:
         both = a.together(b)
         out = both and run(both)

@@ -266,9 +266,7 @@ def settings_kept():
     torch.set_default_device(None)
     modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
     before = [ask() for ask, _ in SETTINGS]
-    try:
-        yield
-    finally:
+    def set_back():
         sys.stdout, sys.stderr = streams
         torch.set_default_device(None)
         for _ in range(torch._C._len_torch_function_stack() - modes[0]):
@@ -283,6 +281,12 @@ def settings_kept():
             set_filters(filters[1])
         if torch.get_default_device() != device:  # it may also come from a `with torch.device(...)` around the check
             torch.set_default_device(device)
+
+    try:
+        yield
+    finally:
+        with torch._C.DisableTorchFunction():  # a mode around the check, which may raise, has no say in this
+            set_back()
 
 
 @contextlib.contextmanager

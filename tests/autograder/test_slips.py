@@ -81,6 +81,16 @@ def test_the_budget_ends_what_does_not_end():
             x = x * 1
 
 
+def test_an_answer_that_is_ended_leaves_the_world_as_it_was():
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_rng_state()
+    e = exercise.get("coupling")
+    for most in (0, 5, 40, 200, 600):
+        with pytest.raises(slips.Endless), slips.Budget(most):
+            e.probe((Own,), judge.bank(e, 0).inputs)
+            torch.zeros(1) + 1
+        assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before[:2] and torch.equal(torch.get_rng_state(), before[2])
+
+
 @pytest.mark.parametrize("name", exercise.registry())
 def test_slips_are_bounded_and_come_from_right_answers(name):
     answers = judge.bank(exercise.get(name), 0)
