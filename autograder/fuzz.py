@@ -206,10 +206,12 @@ WORLD = {
     "later warnings as errors": lambda: warnings.simplefilter("error"), "numpy errors raise": lambda: np.seterr(all="raise"),
     "changes folder": lambda: os.chdir("/"),
     "removes its folder": lambda: (os.chdir(folder := tempfile.mkdtemp()), os.rmdir(folder)),
-    "enters inference mode for good": lambda: enter(torch.inference_mode()), "enters autocast": lambda: enter(torch.autocast("cpu")),
+    "enters inference mode for good": lambda: enter(torch.inference_mode()),
+    "enters autocast": lambda: enter(torch.autocast("cpu")),
     "enters a mode for functions that raises": lambda: enter(type("Mode", (TorchFunctionMode,), {"__torch_function__": boom})()),
     "enters a mode for operations that raises": lambda: enter(type("Mode", (TorchDispatchMode,), {"__torch_dispatch__": boom})()),
-    "a recursion limit": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 40), "deletes stderr": lambda: delattr(sys, "stderr"),
+    "a recursion limit": lambda: sys.setrecursionlimit(len(inspect.stack(0)) + 40),
+    "deletes stderr": lambda: delattr(sys, "stderr"),
     "warnings raise when they are shown": lambda: (setattr(warnings, "showwarning", boom), warnings.warn(MARK, stacklevel=1)),
     "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True),
     "recursion": recurse, "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
@@ -358,7 +360,8 @@ def objects_for(exercise_id):
 def world():
     """The state of the process that no answer may leave changed."""
     return {"default dtype": torch.get_default_dtype(), "grad mode": torch.is_grad_enabled(), "default device": str(torch.get_default_device()),
-            "inference mode": torch.is_inference_mode_enabled(), "autocast": torch.is_autocast_enabled("cpu"), "threads": torch.get_num_threads(),
+            "inference mode": torch.is_inference_mode_enabled(), "autocast": torch.is_autocast_enabled("cpu"),
+            "threads": torch.get_num_threads(),
             "anomaly mode": torch.is_anomaly_enabled(), "determinism": torch.are_deterministic_algorithms_enabled(),
             "modes": (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
             "numpy errors": str(np.geterr()), "warning filters": str(warnings.filters), "showing warnings": warnings.showwarning,
@@ -441,7 +444,7 @@ def by_check(exercise, handed, seed):
     answers.cache.pop("reference")  # check computes it after the student's code has run
     try:
         with mock.patch.dict(os.environ, {"NBGRADER_EXECUTION": "1", "AUTOGRADER_SEED": str(seed)}):  # nothing is recorded
-            gc.freeze()  # so that the collection below, in which a __del__ of what check left behind would speak, looks at nothing older
+            gc.freeze()  # so that the collection below, where a __del__ of what check left behind would speak, looks at nothing older
             with fenced(said), mock.patch.object(gc, "freeze"), mock.patch.object(gc, "unfreeze"):
                 score = check(exercise.id, *handed.make())
                 gc.collect()

@@ -192,7 +192,8 @@ def make_net(objects, inputs):
             output = record[step + ".output"]
             if output.ndim == 2 and len(output):
                 low.append(output.min(0)), high.append(output.max(0))
-        record["shakes.low"], record["shakes.high"] = (np.array(v) if len({len(r) for r in v}) == 1 else np.zeros(0) for v in (low, high))
+        same = len({len(row) for row in low}) == 1
+        record["shakes.low"], record["shakes.high"] = (np.array(rows) if same else np.zeros(0) for rows in (low, high))
         record.one(step, lambda: run(net, tensor(inputs["line"])), "output")
         record.one(step + " again", lambda: run(net, tensor(inputs["line"])), "output")
         record.one(step + " on one row", lambda: run(net, tensor(inputs["line"][:1])), "output")
@@ -263,7 +264,8 @@ def train_flow(objects, inputs):
     def losses(value):
         if type(value) in (tuple, list):
             found = [float(to_float("train_flow", "a loss", v)) for v in value]
-            return found, any(issubclass(type(v), torch.Tensor) and readable("train_flow", "a loss", v)[0].requires_grad for v in value)
+            tensors = [readable("train_flow", "a loss", v)[0] for v in value if issubclass(type(v), torch.Tensor)]
+            return found, any(t.requires_grad for t in tensors)
         if hasattr(type(value), "__array_interface__") and type(value).__module__ == "numpy" and value.ndim == 1:
             return [float(v) for v in value], False
         if issubclass(type(value), torch.Tensor):

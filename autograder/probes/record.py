@@ -88,7 +88,7 @@ class Record(dict):
         return found
 
     def keep(self, key, call):
-        """Record `call()`, a number, an array or a tensor of our own making that a student's code may have reached, under the key itself."""
+        """Record under the key itself what `call()` gives: a number, an array, or a tensor of the probe's own that an answer may have spoilt."""
         def array():
             value = call()
             return to_array("the answer", key, value) if issubclass(type(value), torch.Tensor) else np.array(value)
@@ -118,7 +118,7 @@ def parts(step, value, *names):
 
 
 def unpack(step, value, *names):
-    """[(tensor, array), ...] of a returned value, one for each name, the tensors `plain`; a Complaint unless that is what it holds."""
+    """[(tensor, array), ...] of a returned value, one for each name, the tensors `plain`; a Complaint unless it holds that."""
     return [readable(step, n, v) for n, v in zip(names, parts(step, value, *names))]
 
 
@@ -144,7 +144,7 @@ def describe(value):
 
 
 def plain(label, value):
-    """A student's tensor as a torch.Tensor by its true type, with its graph: dense, real, on the CPU, all of it in memory; or a Complaint.
+    """A student's tensor as a torch.Tensor by its true type, with its graph: dense, real, in the CPU's memory; or a Complaint.
 
     torch itself can crash on an object that only says it is a tensor, or on one that was left without memory.
     """
@@ -153,7 +153,8 @@ def plain(label, value):
     if type(value) is not torch.Tensor:
         value = torch.Tensor.as_subclass(value, torch.Tensor)
     if value.is_nested or value.layout != torch.strided or value.is_complex() or value.is_quantized:
-        raise Complaint(f"{label} should be a dense real tensor; it is {'nested' if value.is_nested else value.layout}, {value.dtype}")
+        layout = "nested" if value.is_nested else value.layout
+        raise Complaint(f"{label} should be a dense real tensor; it is {layout}, {value.dtype}")
     if value.device.type != "cpu":
         raise Complaint(f"{label} lives on the device {value.device}, the input on the CPU")
     if value.numel() > LARGEST:
@@ -261,8 +262,9 @@ SETTINGS = (  # what student code may set for the whole process: how to ask, how
 
 @contextlib.contextmanager
 def settings_kept():
-    """The CPU as default device inside; afterwards SETTINGS, default device, modes of torch, streams and warning filters as they were."""
-    device, streams, filters = torch.get_default_device(), (sys.stdout, sys.stderr), (warnings.filters, list(warnings.filters), warnings.showwarning)
+    """The CPU as default device inside; afterwards SETTINGS, default device, torch's modes, streams and warning filters as before."""
+    device, streams = torch.get_default_device(), (sys.stdout, sys.stderr)
+    filters, entries, show = warnings.filters, list(warnings.filters), warnings.showwarning
     torch.set_default_device(None)
     modes = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
     before = [ask() for ask, _ in SETTINGS]
@@ -276,9 +278,9 @@ def settings_kept():
         for (ask, put), value in zip(SETTINGS, before):
             if ask() != value:
                 put(value)
-        warnings.filters, _, warnings.showwarning = filters
-        if list(map(id, warnings.filters)) != list(map(id, filters[1])):
-            set_filters(filters[1])
+        warnings.filters, warnings.showwarning = filters, show
+        if list(map(id, filters)) != list(map(id, entries)):
+            set_filters(entries)
         if torch.get_default_device() != device:  # it may also come from a `with torch.device(...)` around the check
             torch.set_default_device(device)
 
@@ -291,7 +293,7 @@ def settings_kept():
 
 @contextlib.contextmanager
 def quiet_world(seed=0):
-    """Float64 by default, the CPU, and seeded generators inside; all that student code may set for the process is as it was afterwards.
+    """Float64 and the CPU by default and seeded generators inside; all that student code may set is as it was afterwards.
 
     With float64 as default, a tensor that a student makes inside a layer (torch.zeros(...)) has the precision that
     the judge's differences need.
@@ -360,11 +362,10 @@ def is_module(value):
 
 
 def parameters(step, *modules):
-    """The parameters of those of `modules` that are nn.Modules, to be called inside Record.run; a Complaint if parameters() gives anything else."""
+    """The parameters of those of `modules` that are nn.Modules; a Complaint if one is none. To be called inside Record.run."""
     found = [p for m in modules if is_module(m) for p in m.parameters()]
     for p in found:
-        if type(p) is not nn.UninitializedParameter:  # of a lazy module, which gets its shape at the first call
-            readable(step, "a parameter", p)
+        readable(step, "a parameter", p)
     return found
 
 

@@ -345,7 +345,7 @@ def test_a_tensor_without_numbers_becomes_one_sentence(form, spot):
 @pytest.mark.parametrize("kind", [fuzz.Odd, fuzz.Raising, nn.Parameter])
 def test_a_right_answer_in_a_class_of_tensors_of_its_own_is_right(kind):
     """The class may raise whenever it is asked for something; the numbers are read without asking it."""
-    v = verdict("permute", (spoilt("permute", "forward", lambda right, args: (right[0].as_subclass(kind), right[1].as_subclass(kind))),))
+    v = verdict("permute", (spoilt("permute", "forward", lambda right, args: tuple(t.as_subclass(kind) for t in right)),))
     assert v.score == v.points, reasons(v)
 
 
@@ -356,6 +356,7 @@ def test_numbers_of_a_strange_kind_are_judged(name, dtype):
     for case in v.cases:
         if case.earned < case.points:
             fuzz.clear(case.sentence)
+            assert "cannot be read" not in case.sentence
 
 
 @pytest.mark.parametrize("spot, words", [("forward", "its input `x`"), ("inverse", "its input `z`")])
@@ -376,8 +377,9 @@ def test_what_an_answer_sets_for_the_process_is_set_back(name, change):
         fuzz.WORLD[change]()
         return right
 
-    right = spoilt("permute", "forward", act) if name == "permute" else lambda *args: act(exercise.get(name).reference()[0](*args), args)
-    fuzz.by_parts(exercise.get(name), fuzz.Handed(change, lambda: (right,)), 0)     # raises Leak where something stays changed
+    e = exercise.get(name)
+    answer = spoilt(name, "forward", act) if name == "permute" else lambda *args: act(e.reference()[0](*args), args)
+    fuzz.by_parts(e, fuzz.Handed(change, lambda: (answer,)), 0)     # raises Leak where something stays changed
 
 
 def test_a_default_device_of_the_students_own_costs_nothing():
@@ -398,7 +400,8 @@ def raise_boom(self):
 
 @pytest.mark.parametrize("name", ["act_norm", "invertible_linear", "make_net"])
 @pytest.mark.parametrize("found, words", [
-    (lambda self: 3, "parameters raised TypeError"), (lambda self: [1], "a parameter should be a torch.Tensor; it is the int 1"), (raise_boom, "raised RuntimeError: boom"),
+    (lambda self: 3, "parameters raised TypeError"), (lambda self: [1], "a parameter should be a torch.Tensor; it is the int 1"),
+    (raise_boom, "raised RuntimeError: boom"),
     (lambda self: [fuzz.tensor("float32", "sparse", (2,), 1.0, None)], "a parameter should be a dense real tensor"),
     (lambda self: [nn.UninitializedParameter()], "raised ValueError"), (lambda self: [torch.ones(2, dtype=torch.int64)], "")])
 def test_parameters_that_are_none_become_one_sentence(name, found, words):
@@ -415,6 +418,14 @@ def test_parameters_that_are_none_become_one_sentence(name, found, words):
     assert v.score < v.points
     fuzz.clear(v.sentences[0])
     assert any(words in c.sentence for c in v.cases), reasons(v)
+
+
+@pytest.mark.parametrize("name", ["act_norm", "invertible_linear"])
+def test_a_batch_that_comes_back_in_another_shape_is_told(name):
+    """Though the points around it come back as they should."""
+    rows = len(judge.bank(exercise.get(name), 0).inputs["x"])
+    v = verdict(name, (spoilt(name, "forward", lambda right, args: (right[0][:3], right[1]) if len(args[0]) == rows else right),))
+    assert v.score < v.points and any("it should be (B, D)" in c.sentence for c in v.cases), reasons(v)
 
 
 class Empty(nn.Linear):
@@ -458,14 +469,15 @@ def test_a_flow_that_is_spoilt_after_its_training_does_not_spoil_the_check(spoil
 
 def test_a_loss_that_left_vmap_becomes_one_sentence():
     def train(flow, batches, lr):
-        return [fuzz.tensor("float32", "escaped from vmap", (2,), 1.0, None) for _ in exercise.get("train_flow").reference()[0](flow, batches, lr)]
+        losses = exercise.get("train_flow").reference()[0](flow, batches, lr)
+        return [fuzz.tensor("float32", "escaped from vmap", (2,), 1.0, None) for _ in losses]
 
     v = verdict("train_flow", (train,))
     assert v.score < v.points and any("cannot be read" in c.sentence for c in v.cases), reasons(v)
 
 
 def test_garbage_that_complains_does_so_inside_the_check(capfd, monkeypatch):
-    """nbgrader gives 0 to a cell that wrote to stderr, and a cycle with a raising __del__ would do so whenever it is collected."""
+    """nbgrader gives 0 to a cell that wrote to stderr; a cycle with a raising __del__ would do so whenever it is collected."""
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     with captured() as printed:
         fuzz.WORLD["leaves garbage that bites"]()
