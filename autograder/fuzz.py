@@ -474,7 +474,8 @@ def crashes(exercise_id, inputs, seed=0, every=10):
     from hypothesis import seed as seeded
 
     exercise, found, count = records.registry()[exercise_id], [], itertools.count()
-    exercise.probe(exercise.reference(), judge.bank(exercise, 0).inputs), judge.judge(exercise, 0, {})  # so that the bank is full
+    with captured():
+        exercise.probe(exercise.reference(), judge.bank(exercise, 0).inputs), judge.judge(exercise, 0, {})  # so that the bank is full
 
     @seeded(seed)
     @settings(max_examples=inputs, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
