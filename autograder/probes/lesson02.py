@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from autograder.probes.record import (
-    Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, tensor, to_float, unpack,
-    words,
+    Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, saved, tensor, to_float,
+    unpack, words,
 )
 
 SIZES = ("D=2 ", "D=6 ")
@@ -328,7 +328,7 @@ def act_norm(objects, inputs):
             if not is_module(layer):
                 raise Complaint("ActNorm should be an nn.Module, so that its numbers are saved with the flow")
             fresh = ActNorm(dim)
-            fresh.load_state_dict(layer.state_dict())
+            fresh.load_state_dict(saved("ActNorm", layer))
             return fresh.forward(tensor(inputs["second"]))
 
         with contextlib.suppress(Stop):

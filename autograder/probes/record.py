@@ -160,8 +160,8 @@ def plain(label, value):
     if value.numel() > LARGEST:
         raise Complaint(f"{label} has {value.numel()} entries, shape {tuple(value.shape)}: far too many")
     last = value.storage_offset() + sum((n - 1) * s for n, s in zip(value.shape, value.stride()))
-    if value.numel() and value.untyped_storage().nbytes() < (last + 1) * value.itemsize:
-        raise Complaint(f"{label} has shape {tuple(value.shape)}, but its memory was given back")
+    if value.numel() and (value.data_ptr() == 0 or value.untyped_storage().nbytes() < (last + 1) * value.itemsize):
+        raise Complaint(f"{label} has shape {tuple(value.shape)}, but no memory that holds its numbers")
     return value
 
 
@@ -367,6 +367,15 @@ def parameters(step, *modules):
     for p in found:
         readable(step, "a parameter", p)
     return found
+
+
+def saved(step, module):
+    """The state_dict of a module, of which torch could copy every tensor. To be called inside Record.run."""
+    state = module.state_dict()
+    for value in state.values():
+        if issubclass(type(value), torch.Tensor):
+            readable(step, "a tensor in state_dict", value)
+    return state
 
 
 def part(inputs, prefix):
