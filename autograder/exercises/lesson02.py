@@ -1521,7 +1521,8 @@ def mix_coupling_inputs(rng):
         inputs |= layer_inputs(rng, D, prefix) | loss_inputs(rng, D, prefix)
         net = net_inputs(rng, D // 2, (3 * K + 2) * (D // 2), prefix)
         inputs |= {k: 0.6 * v if k.endswith(("W2", "b2")) else v for k, v in net.items()}
-        inputs[prefix + "z"][-1] *= 25  # what comes back from there lies far outside of a narrow bracket
+        # What comes back from there lies outside of a narrow bracket, on either side, and within the one of the statement.
+        inputs[prefix + "z"][-2:, D // 2:] = [[15.0], [-15.0]]
     wide = np.stack([np.resize(np.linspace(-2, 2, 5), 33), np.linspace(-8, 8, 33)], 1)
     return inputs | {"wide": wide} | pictures.grid("D=2 ")
 
