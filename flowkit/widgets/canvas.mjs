@@ -7,7 +7,7 @@
 const OKABE_ITO = { blue: "#0072B2", orange: "#E69F00", green: "#009E73", red: "#D55E00", sky: "#56B4E9", purple: "#CC79A7", yellow: "#F0E442" };
 const THEMES = {
   light: { ink: "#16181d", faint: "#d5d9e0", paper: "#ffffff", panel: "#f7f8fa", quiet: "#5a6270" },
-  dark: { ink: "#f2f4f8", faint: "#3c4350", paper: "#14161b", panel: "#1c1f26", quiet: "#aab2c0" },
+  dark: { ink: "#f2f4f8", faint: "#3c4350", paper: "#14161b", panel: "#1c1f26", quiet: "#aab2c0", blue: "#3f9fe0" },
 };
 const DASHES = { solid: [], dashed: [9, 6], dotted: [2, 5] };
 const TYPES = { u1: Uint8Array, f4: Float32Array };

@@ -20,7 +20,7 @@ from .view import View, dropdown, seed
 
 MESH = 81            # nodes each way of the net on which the density is carried along
 SIZE = 120           # pixels each way of a density's picture
-REACH = 3.3          # a normal base is shown to this many standard deviations
+REACH = 3.7          # a normal base is shown to this many standard deviations
 
 
 def layers(flow=None, target=None, points=1500, frames=96, start=0):
@@ -71,7 +71,7 @@ class Journey:
                 x = x if x is not None else z[:count]
                 mesh_x = mesh
             self.data_box = _square(x.quantile(0.005, 0), x.quantile(0.995, 0), 0.15)
-            grids = [torch.from_numpy(scene.grid(box, 15, 61)).to(z).reshape(-1, 2) for box in (reach, self.data_box)]
+            grids = [torch.from_numpy(scene.grid(box, 15, 61)).to(z).reshape(-1, 2) for box in (_shrunk(reach), self.data_box)]
             grids[0] = _inverse(steps, grids[0], []) if not self.trouble else grids[1]
             if not self.trouble:
                 away = (_run(steps, x)[0] - z[:count]) if target is None else _inverse(steps, _run(steps, x)[0], []) - x
@@ -174,7 +174,7 @@ def _stack(shares, spread):
     total = up + down
     marks = [scene.lines([(0, 0), (1, 0)], "quiet", 1.5), scene.bars(boxes, colours), scene.lines([(0.1, total), (0.9, total)], "ink", 3, "dashed"),
              scene.text(f"{total:+.2f}".replace("-", "−"), 0.5, total + 0.02 * (high - low), base="bottom" if total >= 0 else "top", weight="600")]
-    return scene.panel(marks, (0, 1, low, high), "log |det|", "sum (dashed)", "", yticks=scene.axis(low, high, 6), width=0.36, framed=False)
+    return scene.panel(marks, (0, 1, low, high), "log |det|", "mean, nats", yticks=scene.axis(low, high, 6), width=0.36, framed=False)
 
 
 def _shaded(nodes, log_p, box, top):
@@ -214,6 +214,13 @@ def _square(low, high, margin=0.05):
     """The square box around low and high (2,), somewhat larger, as floats."""
     middle, half = (low + high) / 2, float((high - low).max()) / 2 * (1 + margin) + 1e-6
     return tuple(float(v) for v in (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half))
+
+
+def _shrunk(box, share=0.85):
+    """The box about the same middle with its sides so much shorter."""
+    left, right, bottom, top = box
+    dx, dy = (1 - share) / 2 * (right - left), (1 - share) / 2 * (top - bottom)
+    return left + dx, right - dx, bottom + dy, top - dy
 
 
 def _run(steps, x):

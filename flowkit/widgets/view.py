@@ -44,8 +44,8 @@ class View(ipywidgets.VBox):
 
     title, caption: a name and one sentence that says what to look at (`caption` may be a function of the state).
     compute: (state, coarse) -> list of frames. controls: {name: ipywidget with a value}; their values, and what `state` adds, are
-    the state, a dict. presets: {name: values}; choosing one sets these. steps: the controls that the arrow keys step, (left and right) or
-    (left and right, up and down). drag: (state, name, index, x, y) -> changes of the state, for what is dragged by its handles.
+    the state, a dict. presets: {name: values}; choosing one sets these. steps: what left and right, and then up and down, step: a control's
+    name, or a function (state, by) -> changes. drag: (state, name, index, x, y) -> changes of the state, for what is dragged by its handles.
     press: (state, digit) -> changes, for the keys 1 to 9. rate: frames a second when it plays. stride: frames that up and down skip.
     """
 
@@ -160,8 +160,10 @@ class View(ipywidgets.VBox):
                 self._set(self.press(self.state, int(key)))
         elif key in _ARROWS:
             which, sign = _ARROWS[key]
-            if which < len(self.steps):
-                name = self.steps[which]
+            name = self.steps[which] if which < len(self.steps) else None
+            if callable(name):
+                self._set(name(self.state, sign * times))
+            elif name is not None:
                 control = self.controls[name]
                 with self._silence():
                     if key in ("Home", "End"):
@@ -183,8 +185,7 @@ class View(ipywidgets.VBox):
     def _moved(self, name, value):
         if self._quiet:
             return
-        if name == "preset":
-            self._set(self.presets[value])
+        self._set({name: value})
         self._changed()
 
     def _changed(self):
@@ -205,6 +206,8 @@ class View(ipywidgets.VBox):
         self.draw()
 
     def _set(self, changes):
+        if changes.get("preset") in self.presets:
+            changes = {**self.presets[changes["preset"]], **changes}
         with self._silence():
             for name, value in changes.items():
                 if name in self.controls:
