@@ -111,7 +111,7 @@ class Training(View):
         return self._result()
 
     def train(self):
-        """Train to the end without an event loop (clicks are heard only where the kernel hears them in a thread). Returns the losses."""
+        """Train to the end in a plain cell or script: only the stop button is heard. Returns the losses."""
         self.go_on()
         try:
             while self._worker is not None and self._worker.is_alive():
@@ -121,12 +121,12 @@ class Training(View):
             print("Stopped early; the flow keeps what it has learnt so far.")
         return self._result()
 
-    def go_on(self):
-        """Begin, or go on after a pause."""
+    def go_on(self, single=False):
+        """Begin, or go on after a pause; for one batch only if `single`."""
         with self._lock:
             if self.state_now == DONE:
                 return
-            self._single, self.state_now = False, RUNNING
+            self._single, self.state_now = single, RUNNING
             if self._worker is None or not self._worker.is_alive():
                 self._ending = False
                 self._worker = threading.Thread(target=self._work, daemon=True)
@@ -150,8 +150,7 @@ class Training(View):
         if self.state_now == RUNNING:
             self.pause()
         elif self.state_now != DONE:
-            self.go_on()
-            self._single = True
+            self.go_on(single=True)
 
     def reset(self):
         """The weights and the film as they were before the first batch."""
@@ -193,19 +192,18 @@ class Training(View):
     def _gate(self):
         """Between two batches: draw if it is time, wait while it is paused, end if it shall end."""
         now = time.perf_counter()
-        if self.step == 0 or now - self._drawn > max(self._cost / SHARE, 0.1) or not self._go.is_set() or self._single:
+        if now - self._drawn > max(self._cost / SHARE, 0.1) or not self._go.is_set():
             self._record()
             self._cost, self._drawn = time.perf_counter() - now, time.perf_counter()
-        if self._single and self.step > self._single_from:
-            self._single = False
-            self._go.clear()
-            self.state_now = PAUSED
-            self._tell()
-        self._single_from = self.step
         while not self._go.wait(0.2) and not self._ending:
             pass
         if self._ending:
             raise Stopped
+        with self._lock:
+            if self._single:               # this batch may pass, and the gate closes behind it
+                self._single, self.state_now = False, PAUSED
+                self._go.clear()
+                self._tell()
 
     def _end(self):
         self._ending = True
@@ -227,7 +225,7 @@ class Training(View):
 
     def _forget(self):
         self.step, self._curve, self._film = 0, [], []
-        self._cost, self._drawn, self._single_from = 0.0, 0.0, -1
+        self._cost, self._drawn = 0.0, 0.0
         self._film.append(self._frame())
 
     def _record(self):
@@ -262,9 +260,9 @@ class Training(View):
     def _chart(self):
         curve, floor = np.array(self._curve), self.target.entropy
         high = min(float(curve[:, 1].max()), floor + 3.0)
-        low, high = floor - 0.12 * (high - floor + 0.2), high + 0.1 * (high - floor + 0.2)
+        low, high = floor - 0.2 * (high - floor + 0.2), high + 0.1 * (high - floor + 0.2)
         marks = [scene.lines([(0, floor), (self.planned, floor)], "red", 2.5, "dashed"), scene.lines(np.minimum(curve, [self.planned, high]), "blue", 3.5),
-                 scene.points(curve[-1:], "blue", "disc", 6, 1.0), scene.text(f"entropy {floor:.2f}", self.planned * 0.97, floor + 0.02 * (high - low), "red", "right", "bottom")]
+                 scene.points(curve[-1:], "blue", "disc", 6, 1.0), scene.text(f"entropy {floor:.2f}", self.planned * 0.97, floor - 0.02 * (high - low), "red", "right", "top")]
         return scene.panel(marks, (0, self.planned, low, high), "NLL of held-out points", xlabel="batch", xticks=[0, self.planned // 2, self.planned],
                            yticks=scene.axis(low, high, 5), width=1.05)
 
