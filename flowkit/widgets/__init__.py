@@ -6,17 +6,16 @@ the saved picture and the page without a kernel (`view.save_html(path)`). Needs 
 """
 from importlib import import_module
 
-VIEWS = ("bend", "layers", "training")
-_HOME = {**{name: name for name in VIEWS}, "explore": "explore", "View": "view"}
+# A view's function and its file: never of one name, or importing the file would put the module in the function's place.
+VIEWS = {"bend": "change_of_variables", "layers": "layer_by_layer", "training": "live_training"}
+_HOME = {**VIEWS, "explore": "choose", "View": "view"}
 __all__ = list(_HOME)
 
 
 def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"flowkit.widgets has no {name!r}")
-    value = getattr(import_module(f"flowkit.widgets.{_HOME[name]}"), name)
-    globals()[name] = value         # the function, and not the module of the same name that the import has put here
-    return value
+    return getattr(import_module(f"flowkit.widgets.{_HOME[name]}"), name)
 
 
 def __dir__():

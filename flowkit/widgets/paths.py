@@ -46,7 +46,7 @@ class Path:
             self.tau = float(tau)
             return self.layer.forward(x)
         z, ldj = self.layer.forward(x)
-        if self.kind == TURNED and 0 < tau < 1:
+        if self.kind == TURNED and tau < 1:
             matrix, shift, angle, values, vectors = self.matrix
             z = x @ (_rotation(tau * angle).to(x) @ vectors @ torch.diag(values ** tau) @ vectors.T).T + tau * shift
         elif self.kind != TURNED:

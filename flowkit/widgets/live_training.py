@@ -18,7 +18,7 @@ from ..settings import steps as in_fast_mode
 from ..toys import get
 from ..training import _like, _mode, _nll
 from . import scene
-from .layers import _inverse
+from .layer_by_layer import _inverse
 from .paths import steps_of
 from .view import View, seed
 
@@ -162,6 +162,7 @@ class Training(View):
         super().reset()
 
     def key(self, key, times=1, wrap=False):
+        """Space trains or pauses, the right arrow goes one batch, r resets."""
         {" ": self.toggle, "ArrowRight": self.one, "r": self.reset}.get(key, lambda: None)()
         self._tell()
 

@@ -22,8 +22,8 @@ def explore(flow, **options):
     flow: anything with forward(x) -> (z, ldj), or a list of such layers; options go to the view. A class is asked to be made
     first, and an object that works in another number of dimensions, or on integers, is named as such.
     """
-    from .bend import bend
-    from .layers import layers
+    from .change_of_variables import bend
+    from .layer_by_layer import layers
     name = type(flow).__name__
     if isinstance(flow, type):
         return Sentence(f"{flow.__name__} is a class: make a layer of it first, such as {flow.__name__}(net).")

@@ -114,6 +114,7 @@ class Journey:
         return min(max(ends), 4 * min(ends))
 
     def caption(self):
+        """What to look at, and what is not as it should be."""
         kinds = {path.kind for path in self.paths}
         words = "Follow one square of the grid: where it grows, the density falls. Inside a layer the net's answer (α and μ) grows from 0 to its full " \
                 "size, so every frame is a map that can be undone."
@@ -126,6 +127,7 @@ class Journey:
         return " ".join([words, *(f"Careful: {t}." for t in self.trouble[:1])])
 
     def frames(self, which):
+        """All pictures, with the grid "of the latents" or "of the data"."""
         x0 = self.stops[0][2][self.sizes[0]:self.sizes[0] + self.sizes[1]]
         half = x0[:, 0] > x0[:, 0].median()
         spread = self._spread()
