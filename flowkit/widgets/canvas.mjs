@@ -54,7 +54,7 @@ class Painter {
     let y = 0;
     for (const row of rows) {
       const free = row.panels.filter(p => !p.equal), wish = free.reduce((sum, p) => sum + p.width, 0);
-      const extra = wish ? Math.min(spare, 0.6 * wish * unit) : 0;
+      const extra = wish ? Math.min(spare, 1.2 * wish * unit) : 0;
       const used = pads + unit * row.panels.reduce((sum, p) => sum + p.width, 0) + extra;
       let x = Math.max(0, (width - Math.max(used, 0)) / 2);
       row.panels.forEach((p, c) => {
@@ -287,20 +287,27 @@ export function mount(root, source) {
   full.innerHTML = icon("M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5");
 
   let picture = source.picture, at = 0, playing = false, last = 0, asked = 0, answered = 0, waiting = null, askedAt = 0, held = null;
-  let settling, drawing, talking;
+  let settling, drawing, size;
 
   const around = () => box.closest(".flowkit-box") ?? box;         // the picture with the kernel's controls
   const frames = () => picture.frames;
   const many = () => frames().length > 1;
   const remote = () => source.send && (picture.live || !many());   // the kernel, and not the frames, answers keys
 
-  function draw() {
-    if (!frames().length || !box.clientWidth) return;
-    const frame = frames()[at], whole = document.fullscreenElement === around() || source.alone;
+  // How large the canvas may be. Asking makes the browser lay out the page, so it is not asked for each picture.
+  function measure() {
+    const whole = document.fullscreenElement === around() || source.alone;
     const parts = around() === box ? [box] : [...around().children];
     const others = parts.reduce((sum, part) => sum + part.offsetHeight, 0) - canvas.offsetHeight;
-    const room = Math.max(240, window.innerHeight - others - (whole ? 24 : 180));
-    painter.draw(picture, frame, Math.floor(bar.clientWidth), room);
+    return { width: Math.floor(bar.clientWidth), height: Math.max(240, window.innerHeight - others - (whole ? 24 : 180)) };
+  }
+
+  function draw() {
+    if (!frames().length || !box.isConnected) return;
+    size ??= measure();
+    if (size.width < 1) { size = undefined; return; }
+    const frame = frames()[at];
+    painter.draw(picture, frame, size.width, size.height);
     slider.value = at;
     where.textContent = frame.label ?? "";
     slider.setAttribute("aria-valuetext", frame.label ?? "");
@@ -318,6 +325,7 @@ export function mount(root, source) {
   }
 
   function later() {                            // at most one redraw in a screen's frame, for what comes in bursts
+    size = undefined;
     drawing ??= requestAnimationFrame(() => { drawing = undefined; draw(); });
   }
 
@@ -408,10 +416,6 @@ export function mount(root, source) {
     actions[key]();
   }
 
-  function keyup(event) {
-    if (remote() && !picture.live && event.key.startsWith("Arrow")) ask({ type: "settle" });
-  }
-
   function nearest(event) {
     const area = canvas.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
     let best = null, reach = 40;
@@ -442,7 +446,6 @@ export function mount(root, source) {
   });
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { if (held) { held = null; ask({ type: "settle" }); } });
   box.addEventListener("keydown", keydown);
-  box.addEventListener("keyup", keyup);
   slider.addEventListener("input", () => { playing = false; update(); show(+slider.value); });
   play.addEventListener("click", () => actions[" "]());
   reset.addEventListener("click", () => actions.r());

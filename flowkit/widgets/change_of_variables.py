@@ -146,12 +146,12 @@ def _picture(state, ask, n, knots):
     ], (*X, 0, tall), "p(z(x)), no density" if forget else "p(x) = p(z) dz/dx", xlabel="x", xticks=ticks, ylabel="p", yticks=scene.axis(0, tall, 3),
         width=1.5, height=0.72)
     top = max(1.3, 1.2 * whole)
-    values = [(area_x, "blue", "area x"), (area_z, "orange", "area z"), (whole, "green", "whole")]
+    values = [(area_x, "blue", "in x"), (area_z, "orange", "in z"), (whole, "green", "all x")]
     meter = [scene.lines([(0, 1), (3, 1)], "ink", 2, "dashed")]
     for i, (value, colour, name) in enumerate(values):
         meter += [scene.bars([(i + 0.2, i + 0.8, 0, value)], [colour]), scene.text(f"{value:.2f}", i + 0.5, value + 0.03 * top, base="bottom", weight="600"),
                   scene.text(name, i + 0.5, -0.04 * top, colour="quiet", base="top")]
-    measures = scene.panel(meter, (0, 3, 0, top), "areas", yticks=[0, 1], width=0.75, height=0.72, framed=False)
+    measures = scene.panel(meter, (0, 3, 0, top), "area under the curves", yticks=[0, 1], width=0.75, height=0.72, framed=False)
     slope = float((z_inside[-1] - z_inside[0]) / WIDTH)
     return scene.frame([[the_map, beside], [below, measures]], f"x = {middle:+.2f}, dz/dx = {slope:.2f}".replace("-", "−"))
 

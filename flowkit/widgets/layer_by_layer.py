@@ -18,12 +18,13 @@ from . import scene
 from .paths import FLIPPED, STRAIGHT, Path, steps_of
 from .view import View, dropdown, seed
 
-MESH = 81            # nodes each way of the net on which the density is carried along
+MESH = 81            # nodes each way of the two nets on which the density is carried along
+LINES, ALONG = 13, 121
 SIZE = 120           # pixels each way of a density's picture
 REACH = 3.7          # a normal base is shown to this many standard deviations
 
 
-def layers(flow=None, target=None, points=1500, frames=96, start=0):
+def layers(flow=None, target=None, points=1000, frames=96, start=0):
     """Step through a flow on the plane: grid, points, density, and a stacked bar of the layers' log-determinants (nats).
 
     flow: a Flow, a layer or a list of layers, of flowkit's or your own, anything with forward(x) -> (z, ldj) and inverse(z) -> x
@@ -71,7 +72,9 @@ class Journey:
                 x = x if x is not None else z[:count]
                 mesh_x = mesh
             self.data_box = _square(x.quantile(0.005, 0), x.quantile(0.995, 0), 0.15)
-            grids = [torch.from_numpy(scene.grid(box, 15, 61)).to(z).reshape(-1, 2) for box in (_shrunk(reach), self.data_box)]
+            # Two nets: one that is square among the data and one among the latents, each good where it is not torn wide.
+            mesh_x = torch.cat([mesh_x, torch.from_numpy(_lattice(_shrunk(self.data_box, 1.3), MESH)).to(z)])
+            grids = [torch.from_numpy(scene.grid(box, LINES, ALONG)).to(z).reshape(-1, 2) for box in (_shrunk(reach), self.data_box)]
             grids[0] = _inverse(steps, grids[0], []) if not self.trouble else grids[1]
             if not self.trouble:
                 away = (_run(steps, x)[0] - z[:count]) if target is None else _inverse(steps, _run(steps, x)[0], []) - x
@@ -82,7 +85,10 @@ class Journey:
     def _walk(self, steps, groups, base, frames):
         sizes = [len(g) for g in groups]
         h = torch.cat(groups)
-        self.paths = [Path(step, h[torch.linspace(0, len(h) - 1, 64).long()]) for step in steps]
+        self.paths, near = [], groups[1][:64]
+        for step in steps:
+            self.paths.append(Path(step, near))
+            near = self.paths[-1](near, 1.0)[0]
         whole = [p for p in self.paths if p.kind not in (FLIPPED,)]
         each = max(3, min(16, round((frames - 3 * (len(steps) - len(whole))) / max(1, len(whole)))))
         total = h.new_zeros(len(h))
@@ -92,7 +98,8 @@ class Journey:
             n = 3 if path.kind == FLIPPED else each
             for k in range(1, n + 1):
                 moved, ldj = path(h, k / n)
-                if moved.shape != h.shape or ldj.shape != total.shape or not torch.isfinite(moved).all():
+                # Far out a net may run away, and nothing is drawn there; the points themselves must arrive.
+                if moved.shape != h.shape or ldj.shape != total.shape or not torch.isfinite(moved[sizes[0]:sizes[0] + sizes[1]]).all():
                     raise ValueError(f"layer {i} ({path.name}) must give finite z of shape {tuple(h.shape)} and ldj of shape {tuple(total.shape)}")
                 share = float(ldj[sizes[0]:sizes[0] + sizes[1]].mean())
                 self.stops.append((i, k / n, moved, total + ldj, [*shares, share]))
@@ -109,21 +116,20 @@ class Journey:
 
     def _brightest(self):
         """The density of the brightest colour: a high one, not the highest, so that a single peak does not darken the rest."""
-        likely = self.log_p > self.log_p.max() - 3
+        likely = self.log_p > self.log_p.nan_to_num(-1e9).max() - 3
         ends = [float((self.log_p - total[:self.sizes[0]])[likely].quantile(0.9).exp()) for total in (self.stops[0][3], self.stops[-1][3])]
         return min(max(ends), 4 * min(ends))
 
     def caption(self):
         """What to look at, and what is not as it should be."""
         kinds = {path.kind for path in self.paths}
-        words = "Follow one square of the grid: where it grows, the density falls. Inside a layer the net's answer (α and μ) grows from 0 to its full " \
-                "size, so every frame is a map that can be undone."
+        words = "Follow a square of the grid: where it grows, the density falls; inside a layer α and μ grow from 0, so every frame can be undone."
         straight = sorted({p.name for p in self.paths if p.kind == STRAIGHT})
         if straight:
-            words += f" {', '.join(straight)}: no such path, so the points go straight from input to output, which is no map of its own."
+            words += f" {', '.join(straight)}: no such path, so the points go straight from input to output, and the frames between are no maps."
         if FLIPPED in kinds:
             flips = sorted({p.name for p in self.paths if p.kind == FLIPPED})
-            words += f" {', '.join(flips)} turns the plane over, shown as a flip."
+            words += f" {', '.join(flips)} turns the plane over, drawn as a flip."
         return " ".join([words, *(f"Careful: {t}." for t in self.trouble[:1])])
 
     def frames(self, which):
@@ -137,9 +143,9 @@ class Journey:
         made = []
         for i, tau, h, total, shares in self.stops:
             points = h[self.sizes[0]:self.sizes[0] + self.sizes[1]]
-            lines = scene.array(h[grid_at:grid_at + grid_size]).reshape(30, -1, 2)
+            lines = scene.array(h[grid_at:grid_at + grid_size]).reshape(2 * LINES, ALONG, 2)
             plane = scene.panel([
-                scene.lines(lines[:15], "sky", 1.4), scene.lines(lines[15:], "quiet", 1.4, alpha=0.7),
+                scene.lines(lines[:LINES], "sky", 1.4), scene.lines(lines[LINES:], "quiet", 1.4, alpha=0.7),
                 scene.points(points[half], "blue", size=2.2), scene.points(points[~half], "orange", "triangle", size=2.6),
             ], self.box, "points and grid", xticks=ticks, yticks=ticks, equal=True)
             image = _shaded(h[:self.sizes[0]], self.log_p - total[:self.sizes[0]], self.box, self.top)
@@ -175,26 +181,24 @@ def _stack(shares, spread):
     low, high = spread
     total = up + down
     marks = [scene.lines([(0, 0), (1, 0)], "quiet", 1.5), scene.bars(boxes, colours), scene.lines([(0.1, total), (0.9, total)], "ink", 3, "dashed"),
-             scene.text(f"{total:+.2f}".replace("-", "−"), 0.5, total + 0.02 * (high - low), base="bottom" if total >= 0 else "top", weight="600")]
+             scene.text(f"{total:+.2f}".replace("-", "−"), 0.5, (up if total >= 0 else down) + math.copysign(0.02 * (high - low), total),
+                        base="bottom" if total >= 0 else "top", weight="600")]
     return scene.panel(marks, (0, 1, low, high), "log |det|", "mean, nats", yticks=scene.axis(low, high, 6), width=0.36, framed=False)
 
 
 def _shaded(nodes, log_p, box, top):
-    """The density's square root on a net of MESH x MESH nodes, shaded linearly within its triangles: bytes (SIZE, SIZE), rows from the bottom."""
+    """The density's square root on nets of MESH x MESH nodes, shaded linearly within their triangles: bytes (SIZE, SIZE), rows
+    from the bottom. The smallest triangles come last, on top: the less a net is stretched, the better it knows what lies between its nodes."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.transforms import IdentityTransform
     left, right, bottom, top_edge = box
     where = (scene.array(nodes, np.float64) - [left, bottom]) / [right - left, top_edge - bottom] * SIZE
     level = np.sqrt(np.clip(np.exp(scene.array(log_p, np.float64)) / top, 0, 1))
-    where, level = where.reshape(MESH, MESH, 2), level.reshape(MESH, MESH)
-    corners = [(slice(None, -1), slice(None, -1)), (slice(None, -1), slice(1, None)), (slice(1, None), slice(1, None)), (slice(1, None), slice(None, -1))]
-    halves = [(0, 1, 2), (0, 2, 3)]
-    triangles = np.concatenate([np.stack([where[corners[k]].reshape(-1, 2) for k in half], 1) for half in halves])
-    shades = np.concatenate([np.stack([level[corners[k]].ravel() for k in half], 1) for half in halves])
+    triangles, shades = where[_TRIANGLES], level[_TRIANGLES]
     seen = (triangles.max(1) > 0).all(1) & (triangles.min(1) < SIZE).all(1)
-    # Light on top of dark: where the net is folded upon itself the higher density is seen.
-    order = np.argsort(shades[seen].max(1), kind="stable")
-    triangles, shades = np.clip(triangles[seen][order], -SIZE, 2 * SIZE), shades[seen][order]
+    triangles, shades = triangles[seen], shades[seen]
+    order = np.argsort(-np.ptp(triangles, axis=1).max(1))
+    triangles, shades = np.clip(triangles[order], -SIZE, 2 * SIZE), shades[order]
     colours = np.repeat(shades[..., None], 4, -1)
     colours[..., 3] = 1
     renderer = RendererAgg(SIZE, SIZE, 72)
@@ -204,6 +208,17 @@ def _shaded(nodes, log_p, box, top):
         renderer.draw_gouraud_triangles(context, triangles, colours, IdentityTransform())
     drawn = np.asarray(renderer.buffer_rgba())[::-1]
     return np.where(drawn[..., 3] > 0, drawn[..., 0], 0).astype(np.uint8)
+
+
+def _two_nets():
+    """The corners (T, 3) of the triangles of two nets of MESH x MESH nodes, one after the other."""
+    node = np.arange(MESH * MESH).reshape(MESH, MESH)
+    a, b, c, d = (part.ravel() for part in (node[:-1, :-1], node[:-1, 1:], node[1:, 1:], node[1:, :-1]))
+    net = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
+    return np.concatenate([net, net + MESH * MESH])
+
+
+_TRIANGLES = _two_nets()
 
 
 def _lattice(box, n):
@@ -219,7 +234,7 @@ def _square(low, high, margin=0.05):
 
 
 def _shrunk(box, share=0.85):
-    """The box about the same middle with its sides so much shorter."""
+    """The box about the same middle with this share of its sides."""
     left, right, bottom, top = box
     dx, dy = (1 - share) / 2 * (right - left), (1 - share) / 2 * (top - bottom)
     return left + dx, right - dx, bottom + dy, top - dy

@@ -273,6 +273,7 @@ class Training(View):
         return {"live": self.state_now != DONE, "running": self.state_now == RUNNING, "ask": self._ask}
 
     def _publish(self, **more):
+        self._label()
         self._sent = len(self.frames)
         self.at = len(self.frames) - 1
         super()._publish(**self._extra_now())
@@ -286,5 +287,10 @@ class Training(View):
             self.at = self._sent - 1
 
     def _tell(self):
-        self._buttons["Train"].description = "Pause" if self.state_now == RUNNING else "Train"
+        self._label()
         self._tail()
+
+    def _label(self):
+        self._buttons["Train"].description = "Pause" if self.state_now == RUNNING else "Train"
+        for name in ("Train", "Step"):
+            self._buttons[name].disabled = self.state_now == DONE
