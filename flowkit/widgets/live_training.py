@@ -28,10 +28,6 @@ SHARE = 0.25             # of the time may be spent on drawing
 READY, RUNNING, PAUSED, DONE = "ready", "training", "paused", "done"
 
 
-class Stopped(Exception):
-    """The training was ended by hand; the flow keeps what it has learnt."""
-
-
 def training(flow=None, target=None, fit=None, steps=None, size=256, start=0):
     """Train a flow on a toy before everybody's eyes: `await training(flow, target).run()` in a cell, or press Train.
 
@@ -173,11 +169,10 @@ class Training(View):
             torch.manual_seed(self.state["seed"])
             with torch.enable_grad():
                 self.losses = list(self.fit(self.flow, self._batches()) or [])
-        except Stopped:
-            pass
         except BaseException as e:          # a thread's error would be lost: run() raises it in the cell
-            self.fault = e
-            self.canvas.problem = f"{type(e).__name__}: {e}"
+            if not self._ending:            # (a loop that is not content with fewer batches may trip over the end)
+                self.fault = e
+                self.canvas.problem = f"{type(e).__name__}: {e}"
         if not self._ending:
             self._record()
             self.state_now = DONE
@@ -187,19 +182,19 @@ class Training(View):
         like = next(self.flow.parameters())
         for step in range(self.step, self.planned):
             self._gate()
+            if self._ending:                # the loop runs out of batches, and hands back what it has
+                return
             self.step = step + 1
             yield _like(self.target.sample(self.size), like)
 
     def _gate(self):
-        """Between two batches: draw if it is time, wait while it is paused, end if it shall end."""
+        """Between two batches: draw if it is time, wait while it is paused."""
         now = time.perf_counter()
         if now - self._drawn > max(self._cost / SHARE, 0.1) or not self._go.is_set():
             self._record()
             self._cost, self._drawn = time.perf_counter() - now, time.perf_counter()
         while not self._go.wait(0.2) and not self._ending:
             pass
-        if self._ending:
-            raise Stopped
         with self._lock:
             if self._single:               # this batch may pass, and the gate closes behind it
                 self._single, self.state_now = False, PAUSED
@@ -217,6 +212,7 @@ class Training(View):
             self.draw()
 
     def _result(self):
+        self.freshen()
         if self.fault is not None:
             fault, self.fault = self.fault, None
             raise fault

@@ -58,7 +58,7 @@ class View(ipywidgets.VBox):
             self.controls = {"preset": dropdown("preset", list(self.presets)), **self.controls}
         self.canvas = Canvas(title=title)
         self.frames, self.at = [], 0
-        self._ask, self._quiet, self._resting, self._still = None, False, None, None
+        self._ask, self._quiet, self._resting, self._still, self._watched = None, False, None, None, False
         self._first = (dict(self._extra), {name: control.value for name, control in self.controls.items()})
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
@@ -130,13 +130,18 @@ class View(ipywidgets.VBox):
         """The picture as it is now, as PNG bytes, drawn without a browser."""
         return png(self.frames[self.at], f"{self.canvas.title}. {self.canvas.caption}", dpi)
 
+    def freshen(self):
+        """Draw the still picture of a notebook anew if there is one and no browser that does so."""
+        if self._still is not None and not self._watched:
+            self._still.update({"image/png": self.png(), "text/plain": self._words()}, raw=True)
+
     # What the browser says
 
     def message(self, content, buffers=()):
         """Do what a message from the browser asks: a key, a drag, a rest, or the picture as it stands on the screen."""
         kind = content["type"]
         if kind == "settled":
-            self.at = content["frame"]
+            self.at, self._watched = content["frame"], True
             if self._still is not None and buffers:
                 self._still.update({"image/png": bytes(buffers[0]), "text/plain": self._words()}, raw=True)
             return
