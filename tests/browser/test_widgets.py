@@ -1,11 +1,19 @@
 """The live views in a real browser: every view there is opens, answers keys and mouse, resets; the page without a kernel works offline."""
+import base64
+import contextlib
 import io
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 
 import nbformat
 import numpy as np
 import pytest
-from labkit import REPOSITORY, Lab
+from labkit import REPOSITORY, Lab, free_port
 from PIL import Image
 from test_lab import write
 
@@ -238,7 +246,6 @@ def test_a_saved_notebook_shows_the_last_picture(running, tab, lab, tmp_path):
     assert not again.cell("view").get_by_text("Error displaying widget").is_visible()
     saved = nbformat.read(running.root / "saved.ipynb", 4).cells[1].outputs
     (png,) = [o.data["image/png"] for o in saved if "image/png" in o.get("data", {})]
-    import base64
     a, b = (np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"), float) for text in (png, left.split(",")[1]))
     assert a.shape == b.shape and np.abs(a - b).max() == 0, "it is the last picture, not the first"
 
@@ -276,3 +283,65 @@ def test_the_page_without_a_kernel(chromium, tmp_path, name):
     assert max(overflow) <= 0, "the page fits the hall's screen without scrolling"
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == [] and faults(tab) == []
     tab.close()
+
+
+def test_in_voila(chromium, tmp_path):
+    """As a page of its own, without code: the view is there and answers."""
+    write(tmp_path / "hall.ipynb", "setup", SETUP, "view", "widgets.bend()")
+    port, home = free_port(), tmp_path / "home"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")} | {
+        "HOME": str(home), "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"), "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    log = open(tmp_path / "voila.log", "w")
+    voila = subprocess.Popen([sys.executable, "-m", "voila", str(tmp_path / "hall.ipynb"), "--no-browser", f"--port={port}",
+                              "--Voila.ip=127.0.0.1"], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    tab = chromium.tab(1280, 720)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+                break
+            assert voila.poll() is None, (tmp_path / "voila.log").read_text()[-2000:]
+            time.sleep(0.2)
+        tab.page.goto(f"http://127.0.0.1:{port}/", timeout=120_000)
+        answers(tab, tab.page)
+        # Voila complains about extensions of JupyterLab's that it cannot load, and its page asks for an icon font elsewhere; the view
+        # does neither.
+        assert [line for line in faults(tab) if "flowkit" in line or "anywidget" in line] == []
+        assert [url for url in tab.refused if "fontawesome" not in url and "mathjax" not in url.lower()] == []
+    finally:
+        tab.close()
+        os.killpg(voila.pid, signal.SIGTERM)
+        voila.wait(20)
+        log.close()
+
+
+def test_in_notebook_7(running, tab):
+    write(running.root / "seven.ipynb", "setup", SETUP, "view", "widgets.bend()")
+    tab.page.goto(f"{running.url}/notebooks/seven.ipynb?token={running.token}")
+    tab.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
+    tab.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
+    before = faults(tab)        # of other extensions, as the page opens
+    for _ in range(20):         # what is asked before the kernel listens is forgotten
+        tab.page.get_by_role("menuitem", name="Run", exact=True).click()
+        tab.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        tab.page.wait_for_timeout(3000)
+        if tab.page.locator(".jp-InputPrompt").all_inner_texts() != ["[ ]:", "[ ]:"]:
+            break
+    answers(tab, tab.page)
+    assert faults(tab) == before
+
+
+def answers(tab, page):
+    """The one view on the page draws, and answers keys and mouse without an error."""
+    box = page.locator(".flowkit-view")
+    box.wait_for(timeout=120_000)
+    canvas = box.locator("canvas")
+    page.wait_for_function("() => +document.querySelector('.flowkit-view').dataset.drawn > 0")
+    page.wait_for_timeout(1000)
+    first = canvas.evaluate("c => c.toDataURL()")
+    assert not page.locator(".jp-RenderedImage img").first.is_visible(), "the still picture hides behind the live one"
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("([c, before]) => c.toDataURL() !== before", arg=[canvas.element_handle(), first])
+    box.locator(".flowkit-reset").click()
+    page.wait_for_function("([c, before]) => c.toDataURL() === before", arg=[canvas.element_handle(), first])
