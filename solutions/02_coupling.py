@@ -492,6 +492,7 @@ def train_and_watch(flow, target, legs, size=256):
 @show
 def _():
     global spiral_flow, spiral_view
+    train_flow(coupling_flow(1), [spirals.sample(8)], 1e-3)  # is it solved?
     settings.seed(1)
     spiral_flow = coupling_flow()
     legs = [(1e-3, settings.steps(3500, 20)), (3e-4, settings.steps(1000, 10)), (1e-4, settings.steps(500, 5))]
@@ -499,8 +500,7 @@ def _():
     def in_legs(flow, batches):
         return [loss for lr, steps in legs for loss in train_flow(flow, itertools.islice(batches, steps), lr)]
 
-    train_flow(coupling_flow(1), [spirals.sample(8)], 1e-3)  # is it solved?
-    spiral_view = widgets.training(spiral_flow, spirals, in_legs, steps=sum(steps for _, steps in legs), start=1)
+    spiral_view = widgets.training(spiral_flow, spirals, in_legs, steps=sum(steps for _, steps in legs))
     return spiral_view
 
 # %% tags=["show"]

@@ -108,10 +108,7 @@ class Journey:
         self.sizes = sizes
         # The density goes along: log p at a point, less what the volume around it has grown.
         self.log_p = base.log_prob(h[:sizes[0]]) + total[:sizes[0]]
-        everywhere = torch.stack([stop[2][sizes[0]:sizes[0] + sizes[1]] for stop in self.stops[:: max(1, len(self.stops) // 12)]])
-        flat = everywhere.reshape(-1, 2)
-        some = flat[torch.linspace(0, len(flat) - 1, min(len(flat), 20_000)).long()]
-        self.box = _square(some.quantile(0.003, 0), some.quantile(0.997, 0), 0.12)
+        self.boxes = _camera([stop[2][sizes[0]:sizes[0] + sizes[1]] for stop in self.stops], each)
         self.top = self._brightest()
 
     def _brightest(self):
@@ -137,19 +134,19 @@ class Journey:
         x0 = self.stops[0][2][self.sizes[0]:self.sizes[0] + self.sizes[1]]
         half = x0[:, 0] > x0[:, 0].median()
         spread = self._spread()
-        ticks = scene.axis(self.box[0], self.box[1], 5)
         grid_at = sum(self.sizes[:2]) + (self.sizes[2] if which == "of the data" else 0)
         grid_size = self.sizes[3 if which == "of the data" else 2]
         made = []
-        for i, tau, h, total, shares in self.stops:
+        for (i, tau, h, total, shares), box in zip(self.stops, self.boxes):
+            ticks, upwards = scene.axis(box[0], box[1], 5), scene.axis(box[2], box[3], 5)
             points = h[self.sizes[0]:self.sizes[0] + self.sizes[1]]
             lines = scene.array(h[grid_at:grid_at + grid_size]).reshape(2 * LINES, ALONG, 2)
             plane = scene.panel([
                 scene.lines(lines[:LINES], "sky", 1.4), scene.lines(lines[LINES:], "quiet", 1.4, alpha=0.7),
                 scene.points(points[half], "blue", size=2.2), scene.points(points[~half], "orange", "triangle", size=2.6),
-            ], self.box, "points and grid", xticks=ticks, yticks=ticks, equal=True)
-            image = _shaded(h[:self.sizes[0]], self.log_p - total[:self.sizes[0]], self.box, self.top)
-            density = scene.panel([scene.heat(image, self.box)], self.box, "√ density", xticks=ticks, equal=True)
+            ], box, "points and grid", xticks=ticks, yticks=upwards, equal=True)
+            image = _shaded(h[:self.sizes[0]], self.log_p - total[:self.sizes[0]], box, self.top)
+            density = scene.panel([scene.heat(image, box)], box, "√ density", xticks=ticks, equal=True)
             made.append(scene.frame([[plane, density, _stack(shares, spread)]], self._label(i, tau)))
         return made
 
@@ -162,7 +159,8 @@ class Journey:
     def _spread(self):
         low = min(sum(min(s, 0) for s in shares) for *_, shares in self.stops)
         high = max(sum(max(s, 0) for s in shares) for *_, shares in self.stops)
-        pad = 0.12 * max(high - low, 0.5)
+        low, high = min(low, -0.2), max(high, 0.2)      # a layer that does next to nothing shall look like it
+        pad = 0.12 * (high - low)
         return low - pad, high + pad
 
 
@@ -194,11 +192,14 @@ def _shaded(nodes, log_p, box, top):
     left, right, bottom, top_edge = box
     where = (scene.array(nodes, np.float64) - [left, bottom]) / [right - left, top_edge - bottom] * SIZE
     level = np.sqrt(np.clip(np.exp(scene.array(log_p, np.float64)) / top, 0, 1))
-    triangles, shades = where[_TRIANGLES], level[_TRIANGLES]
-    seen = (triangles.max(1) > 0).all(1) & (triangles.min(1) < SIZE).all(1)
-    triangles, shades = triangles[seen], shades[seen]
-    order = np.argsort(-np.ptp(triangles, axis=1).max(1))
-    triangles, shades = np.clip(triangles[order], -SIZE, 2 * SIZE), shades[order]
+    a, b, c = (where[corner] for corner in _TRIANGLES.T)
+    least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
+    reach = np.maximum(*(most - least).T)
+    bright = np.maximum.reduce([level[corner] for corner in _TRIANGLES.T])
+    # Wide ones that are dark take most of the time, and leave the picture as dark as it was.
+    seen = (np.minimum(*most.T) > 0) & (np.maximum(*least.T) < SIZE) & ((reach < 12) | (bright > 0.02))
+    chosen = _TRIANGLES[seen][np.argsort(-reach[seen])]
+    triangles, shades = np.clip(where[chosen], -SIZE, 2 * SIZE), level[chosen]
     colours = np.repeat(shades[..., None], 4, -1)
     colours[..., 3] = 1
     renderer = RendererAgg(SIZE, SIZE, 72)
@@ -231,6 +232,24 @@ def _square(low, high, margin=0.05):
     """The square box around low and high (2,), somewhat larger, as floats."""
     middle, half = (low + high) / 2, float((high - low).max()) / 2 * (1 + margin) + 1e-6
     return tuple(float(v) for v in (middle[0] - half, middle[0] + half, middle[1] - half, middle[1] + half))
+
+
+def _camera(clouds, calm):
+    """A square box for each cloud of points: the same for all, or, where they differ much in size, one that follows them calmly."""
+    ends = torch.stack([c[torch.isfinite(c).all(1)].quantile(torch.tensor([0.004, 0.996]).to(c), 0) for c in clouds]).cpu().double().numpy()
+    middles, halves = ends.mean(1), np.ptp(ends, axis=1).max(1) / 2
+    low, high = ends[:, 0].min(0), ends[:, 1].max(0)
+    union = np.max(high - low) / 2
+    if union < 1.8 * halves.min():
+        middles[:], halves[:] = (low + high) / 2, union
+    else:
+        window = np.ones(2 * calm + 1) / (2 * calm + 1)
+        smooth = [np.convolve(np.pad(v, calm, "edge"), window, "valid") for v in (*middles.T, np.log(halves))]
+        # As large as what is in it at least, and a little more.
+        middles = np.stack(smooth[:2], 1)
+        halves = np.maximum(np.exp(smooth[2]), 0.85 * np.abs(ends - middles[:, None]).max((1, 2)))
+    halves = 1.12 * halves
+    return [(float(x - r), float(x + r), float(y - r), float(y + r)) for (x, y), r in zip(middles, halves)]
 
 
 def _shrunk(box, share=0.85):

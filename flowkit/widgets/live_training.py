@@ -28,16 +28,17 @@ SHARE = 0.25             # of the time may be spent on drawing
 READY, RUNNING, PAUSED, DONE = "ready", "training", "paused", "done"
 
 
-def training(flow=None, target=None, fit=None, steps=None, size=256, start=0):
+def training(flow=None, target=None, fit=None, steps=None, size=256, start=None):
     """Train a flow on a toy before everybody's eyes: `await training(flow, target).run()` in a cell, or press Train.
 
     flow: anything on the plane with log_prob(x), sample(n) and parameters(); a small mixture flow if none is given. target: a toy, two moons
     if none is given. fit(flow, batches) -> losses: the loop, which must go through `batches`, of (size, 2); Adam with a cosine if
-    none is given. steps: how many batches (in fast mode 20 unless it is said). start: the seed of the batches.
+    none is given. steps: how many batches (in fast mode 20 unless it is said). start: the seed of the batches; without
+    one they go on from torch's own generator as it is when this is called.
     The Training that comes back has run(), train(), losses, and save_html(path), which writes its film as a page.
     """
     target = target or get("two_moons")
-    return Training(flow or _small_flow(start), target, fit or adam, steps or in_fast_mode(600, 20), size, start)
+    return Training(flow or _small_flow(start or 0), target, fit or adam, steps or in_fast_mode(600, 20), size, start)
 
 
 def adam(flow, batches, lr=3e-3, steps=600):
@@ -75,6 +76,9 @@ class Training(View):
         self._go, self._lock = threading.Event(), threading.RLock()
         self._go.set()
         self._ending, self._single, self._worker = False, False, None
+        if start is not None:
+            torch.manual_seed(start)
+        self._random, self._seed_shown = torch.get_rng_state(), torch.initial_seed() % 10_000
         like = next(flow.parameters())
         self._held_out = _like(target.sample(1000, seed=12345), like)
         self._places = _like(torch.from_numpy(grid_points(target.limits, SIDE)), like)
@@ -87,7 +91,7 @@ class Training(View):
             ("Train", "train, or pause (space)"), ("Step", "one batch (right arrow)"), ("Reset", "start again (R)"))}
         super().__init__("Training: the loss and what it buys", lambda state, coarse: list(self._film),
                          "Watch the curve fall to the entropy, which no flow can beat: what is left between the two is KL(p‖q), and it shows in the density.",
-                         {"seed": seed(start)}, rate=12, stride=10)
+                         {"seed": seed(self._seed_shown)}, rate=12, stride=10)
         row = self.children[-1]
         row.children = [*self._buttons.values(), *row.children]
         for name, does in (("Train", self.toggle), ("Step", self.one), ("Reset", self.reset)):
@@ -166,7 +170,8 @@ class Training(View):
 
     def _work(self):
         try:
-            torch.manual_seed(self.state["seed"])
+            now = self.state["seed"]
+            torch.set_rng_state(self._random) if now == self._seed_shown else torch.manual_seed(now)
             with torch.enable_grad():
                 self.losses = list(self.fit(self.flow, self._batches()) or [])
         except BaseException as e:          # a thread's error would be lost: run() raises it in the cell

@@ -93,7 +93,7 @@ def _bars(ax, m):
 
 def _text(ax, m):
     base = {"middle": "center"}.get(m["base"], m["base"])
-    ax.text(m["x"], m["y"], m["words"], ha=m["align"], va=base, color=_colour(m["colour"]), fontsize=12, fontweight="bold" if m["weight"] else "normal")
+    ax.text(m["x"], m["y"], m["words"], ha=m["align"], va=base, color=_colour(m["colour"]), fontsize=14 if m["weight"] else 12)
 
 
 def _handles(ax, m):

@@ -401,18 +401,25 @@ def test_pause_step_and_reset_while_a_cell_awaits_it():
     made = widgets.training(steps=10_000, size=16)
     begin = {k: v.clone() for k, v in made.flow.state_dict().items()}
 
+    async def until(condition):
+        for _ in range(1500):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        raise TimeoutError
+
     async def cell():
         running = asyncio.create_task(made.run())
-        while made.step < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: made.step >= 3)
         made.key(" ")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)            # the batch that is on its way may end
         at = made.step
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         assert made.state_now == "paused" and made.step == at and not running.done()
         made.key("ArrowRight")
-        await asyncio.sleep(0.3)
-        assert made.step == at + 1 and made.frames[-1]["label"].startswith(f"batch {at + 1} ")
+        await until(lambda: made.frames[-1]["label"].startswith(f"batch {at + 1} "))
+        await asyncio.sleep(0.2)
+        assert made.state_now == "paused" and made.step == at + 1
         made.key("r")
         await running
     asyncio.run(cell())
