@@ -30,6 +30,7 @@ _NAMES = {
     "toys": (),
     "live": (),
     "plotting": (),
+    "widgets": (),
     "settings": (),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -33,6 +33,7 @@
 # the answer folds out, or the experiment shows it.
 
 # %% tags=["setup"]
+import itertools
 import math
 
 import numpy as np
@@ -41,7 +42,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autograder import check, hint, progress, show
-from flowkit import live, plotting, settings, toys
+from flowkit import live, plotting, settings, toys, widgets
 from flowkit.core import Compose, Flow, StandardNormal
 
 settings.seed(0)
@@ -227,6 +228,23 @@ def _():
     print("z   =", [round(v, 3) for v in z[0].tolist()])
     print("J   =", [[round(v, 3) for v in row] for row in J.tolist()])
     print("ldj =", [round(v, 3) for v in ldj.tolist()], " log|det J| =", round(float(torch.linalg.slogdet(J)[1]), 3))
+
+# %% [markdown]
+# **Inside one layer.** Below, a layer of yours with $\alpha = 0.6\sin 2x_1$ and $\mu = x_1^2/2$. The slider (or the arrow keys, once you have
+# clicked on the picture) multiplies $\alpha$ and $\mu$ by $\tau$, from 0 to 1: at $\tau = 0$ nothing has happened yet, at $\tau = 1$ it is your
+# layer, and every frame between is a coupling layer too. **Predict:** the grid is square at which end? In which columns does the density grow?
+#
+# <details><summary>Answer</summary>
+#
+# At the end: the grid is one of the latents, so in the data's space it is bent, and the layer straightens it. Where $\alpha > 0$ a column is
+# stretched on the way to the latents, so the density falls on that way; where $\alpha < 0$ it grows.
+#
+# </details>
+
+# %% tags=["show"]
+@show
+def _():
+    return widgets.layers(coupling_with(lambda x1: 0.6 * torch.sin(2 * x1), lambda x1: 0.5 * x1**2))
 
 # %% [markdown]
 # **What a wrong sign does.** The log-determinant is easily returned with the sign of the *inverse* map. Nothing crashes then:
@@ -429,9 +447,10 @@ check("train_flow", train_flow)
 
 # %% [markdown]
 # Now everything is yours: the layer, its network, the permutation, the loop. Twelve of your layers, with a
-# reversal after each, make the flow. Picture and progress bar hang on the batches, so your loop needs to know nothing of them
-# (the picture follows the first leg). Training goes in legs, each with a smaller learning rate than the one before: 5000 batches of 256, as many points in all as in the lecture's own solution. That takes
-# one to two minutes; the stop button ends it early and keeps what was learnt.
+# reversal after each, make the flow. The picture hangs on the batches, so your loop needs to know nothing of it. Training goes in legs,
+# each with a smaller learning rate than the one before: 5000 batches of 256, as many points in all as in the lecture's own solution. That takes
+# one to two minutes. Meanwhile *Pause* (space) holds your loop between two batches and *Step* (right arrow) lets one through; the notebook's stop button ends
+# it early and keeps what was learnt. Afterwards the slider plays the whole training again.
 #
 # **Predict:** which part of the spirals will be right first, which last?
 #
@@ -472,15 +491,30 @@ def train_and_watch(flow, target, legs, size=256):
 
 @show
 def _():
-    global spiral_flow
+    global spiral_flow, spiral_view
+    train_flow(coupling_flow(1), [spirals.sample(8)], 1e-3)  # is it solved?
     settings.seed(1)
     spiral_flow = coupling_flow()
     legs = [(1e-3, settings.steps(3500, 20)), (3e-4, settings.steps(1000, 10)), (1e-4, settings.steps(500, 5))]
-    losses = train_and_watch(spiral_flow, spirals, legs)
-    print(f"loss of the last 100 batches {np.mean(losses[-100:]):.3f} nats, entropy {spirals.entropy:.3f} nats")
+
+    def in_legs(flow, batches):
+        return [loss for lr, steps in legs for loss in train_flow(flow, itertools.islice(batches, steps), lr)]
+
+    spiral_view = widgets.training(spiral_flow, spirals, in_legs, steps=sum(steps for _, steps in legs))
+    return spiral_view
+
+# %% tags=["show"]
+spiral_losses = await spiral_view.run() if "spiral_view" in globals() else []
+
+# %% tags=["show"]
+@show
+def _():
+    if not spiral_losses:
+        raise NotImplementedError("the training above needs coupling, make_net, permute and train_flow")
+    print(f"loss of the last 100 batches {np.mean(spiral_losses[-100:]):.3f} nats, entropy {spirals.entropy:.3f} nats")
     print(f"gap to the entropy: {gap(spiral_flow, spirals):.3f} nats (the lecture's solution: 0.29)")
     figure = plotting.Picture(figsize=(7, 3.6), layout="constrained")
-    plotting.learning_curve(figure.subplots(), losses, floor=spirals.entropy)
+    plotting.learning_curve(figure.subplots(), spiral_losses, floor=spirals.entropy)
     return figure
 
 # %% [markdown]
@@ -533,6 +567,18 @@ def _():
             if i < len(layers):
                 x = layers[i].forward(x)[0]
     return figure
+
+# %% [markdown]
+# Step through all of it yourself: every layer, and within each layer from $\tau = 0$ to 1. The bar at the right is the sum over the layers in
+# $\log q_\theta(\mathbf x) = \log p(\mathbf z) + \sum_i \mathrm{ldj}_i$, averaged over the points shown: which layers stretch, which squeeze? A reversal
+# has a determinant of $-1$: it turns the plane over, and no path of invertible maps leads there, so it is drawn as a flip.
+
+# %% tags=["show"]
+@show
+def _():
+    if "spiral_flow" not in globals():
+        raise NotImplementedError("the training above needs coupling, make_net, permute and train_flow")
+    return widgets.layers(spiral_flow, spirals)
 
 # %% [markdown]
 # ## 6 · NICE: the first of its kind

@@ -1,0 +1,281 @@
+"""A view: controls, a function from their values to frames, and the canvas that shows them.
+
+`compute(state, coarse) -> list of frames`. One frame: the kernel computes each picture, coarsely while something moves and
+in full when it rests. Several frames: they play in the browser, and the kernel is asked only when a control moves. That is all that a new view
+has to bring; keys, dragging, presets, reset, the saved picture and the page without a kernel come from here.
+
+Built on anywidget (https://anywidget.dev) and ipywidgets.
+"""
+import asyncio
+import html
+from pathlib import Path
+
+import anywidget
+import ipywidgets
+import traitlets
+
+from . import scene
+from .still import png
+
+HERE = Path(__file__).parent
+REST = 0.25         # seconds without a change after which the full picture is computed
+
+# Where there is a live view, its still picture is hidden; where there is none (a notebook that was saved and opened
+# again), JupyterLab's complaint about the missing model is hidden, and the still picture stays.
+_STYLE = """<style class="flowkit-mark">
+.jp-OutputArea-child:has(+ .jp-OutputArea-child + .jp-OutputArea-child .flowkit-view) { display: none !important; }
+.jp-OutputArea-child:has(.flowkit-mark) { display: none !important; }
+.jp-OutputArea-child:has(.flowkit-mark) + .jp-OutputArea-child > .jp-OutputArea-output.jupyter-widgets { display: none; }
+</style>"""
+
+
+class Canvas(anywidget.AnyWidget):
+    """The picture in the browser. `picture` holds packed frames and their arrays; messages from the browser go to `on_msg`."""
+    _esm = (HERE / "canvas.mjs").read_text()
+    _css = (HERE / "canvas.css").read_text()
+    title = traitlets.Unicode().tag(sync=True)
+    caption = traitlets.Unicode().tag(sync=True)
+    problem = traitlets.Unicode().tag(sync=True)
+    picture = traitlets.Dict().tag(sync=True)
+
+
+class View(ipywidgets.VBox):
+    """Something to look at and to move.
+
+    title, caption: a name and one sentence that says what to look at (`caption` may be a function of the state).
+    compute: (state, coarse) -> list of frames. controls: {name: ipywidget with a value}; their values, and what `state` adds, are
+    the state, a dict. presets: {name: values}; choosing one sets these. steps: what left and right, and then up and down, step: a control's
+    name, or a function (state, by) -> changes. drag: (state, name, index, x, y) -> changes of the state, for what is dragged by its handles.
+    press: (state, digit) -> changes, for the keys 1 to 9. rate: frames a second when it plays. stride: frames that up and down skip.
+    """
+
+    def __init__(self, title, compute, caption="", controls=None, state=None, presets=None, steps=(), drag=None, press=None,
+                 rate=15, stride=10):
+        self.compute, self.caption, self.steps, self.drag, self.press = compute, caption, steps, drag, press
+        self.rate, self.stride = rate, stride
+        self.presets, self.controls, self._extra = presets or {}, dict(controls or {}), dict(state or {})
+        if self.presets:
+            self.controls = {"preset": dropdown("preset", list(self.presets)), **self.controls}
+        self.canvas = Canvas(title=title)
+        self.frames, self.at = [], 0
+        self._ask, self._quiet, self._resting, self._still, self._watched = None, False, None, None, False
+        self._first = (dict(self._extra), {name: control.value for name, control in self.controls.items()})
+        for name, control in self.controls.items():
+            control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
+        self.canvas.on_msg(self._heard)
+        row = ipywidgets.HBox(list(self.controls.values())).add_class("flowkit-controls")
+        super().__init__([self.canvas, row] if self.controls else [self.canvas])
+        self.add_class("flowkit-box")
+        if self.presets:
+            self._set(self.presets[next(iter(self.presets))])
+            self._first = (dict(self._extra), {name: control.value for name, control in self.controls.items()})
+        self.draw()
+
+    @property
+    def state(self):
+        """The values of all controls, and what the view keeps besides."""
+        return {**self._extra, **{name: control.value for name, control in self.controls.items()}}
+
+    def draw(self, coarse=False):
+        """Compute the frames for the state as it is and show them. What goes wrong is said under the picture, and raised."""
+        try:
+            state = self.state
+            self.frames = self.compute(state, coarse)
+            caption = self.caption(state) if callable(self.caption) else self.caption
+        except Exception as e:
+            self.canvas.problem = f"{type(e).__name__}: {e}"
+            raise
+        self.at = min(self.at, len(self.frames) - 1)
+        with self.canvas.hold_sync():
+            self.canvas.caption, self.canvas.problem = caption, ""
+            self._publish()
+
+    def set(self, **changes):
+        """Change controls, and what else is in the state, by name, and draw once."""
+        self._set(changes)
+        self.draw()
+
+    def reset(self):
+        """Everything as it was at the start."""
+        extra, values = self._first
+        self._set({**extra, **values})
+        self.at = 0
+        self.draw()
+
+    def step(self, name, by):
+        """Move a control by so many of its steps, and not beyond its ends."""
+        control = self.controls[name]
+        if hasattr(control, "options"):
+            keys = list(control.options)
+            control.value = keys[max(0, min(len(keys) - 1, keys.index(control.value) + by))]
+        elif isinstance(control.value, bool):
+            control.value = not control.value
+        else:
+            control.value = type(control.value)(max(control.min, min(control.max, control.value + by * control.step)))
+
+    def recorded(self, count=90):
+        """Frames to play without a kernel: those there are, or a walk of the first of `steps` from end to end."""
+        if len(self.frames) > 1 or not self.steps:
+            return self.frames
+        control, state = self.controls[self.steps[0]], self.state
+        ways = [control.min + (control.max - control.min) * i / (count - 1) for i in range(count)]
+        return [self.compute({**state, self.steps[0]: type(control.value)(way)}, False)[0] for way in ways]
+
+    def save_html(self, path):
+        """Write a page that plays this view by itself: one file, no server, no request."""
+        from .player import page
+        Path(path).write_text(page(self), encoding="utf-8")
+
+    def png(self, dpi=90):
+        """The picture as it is now, as PNG bytes, drawn without a browser."""
+        return png(self.frames[self.at], f"{self.canvas.title}. {self.canvas.caption}", dpi)
+
+    def freshen(self):
+        """Draw the still picture of a notebook anew if there is one and no browser that does so."""
+        if self._still is not None and not self._watched:
+            self._still.update({"image/png": self.png(), "text/plain": self._words()}, raw=True)
+
+    # What the browser says
+
+    def message(self, content, buffers=()):
+        """Do what a message from the browser asks: a key, a drag, a rest, or the picture as it stands on the screen."""
+        kind = content["type"]
+        if kind == "settled":
+            self.at, self._watched = content["frame"], True
+            if self._still is not None and buffers:
+                self._still.update({"image/png": bytes(buffers[0]), "text/plain": self._words()}, raw=True)
+            return
+        self._ask = content.get("ask")
+        if kind == "settle":
+            self._rest()
+        elif kind == "drag":
+            self._set(self.drag(self.state, content["name"], content["index"], content["x"], content["y"]))
+            self._changed()
+        elif kind == "key":
+            self.key(content["key"], content.get("times", 1), content.get("wrap", False))
+        else:
+            raise ValueError(f"type must be key, drag, settle or settled, got {kind!r}")
+
+    def key(self, key, times=1, wrap=False):
+        """A key that the kernel answers: arrows, Home and End move `steps`, digits go to `press`, r resets."""
+        if key == "r":
+            return self.reset()
+        if key.isdigit():
+            if self.press is not None:
+                self._set(self.press(self.state, int(key)))
+        elif key in _ARROWS:
+            which, sign = _ARROWS[key]
+            name = self.steps[which] if which < len(self.steps) else None
+            if callable(name):
+                self._set(name(self.state, sign * times))
+            elif name is not None:
+                control = self.controls[name]
+                with self._silence():
+                    if key in ("Home", "End"):
+                        control.value = control.min if key == "Home" else control.max
+                    elif wrap and control.value >= control.max:
+                        control.value = control.min
+                    else:
+                        self.step(name, sign * times)
+        self._changed()
+
+    def _heard(self, _, content, buffers):
+        # A comm's message: what is raised here is written into the server's log only, so it is shown under the picture too.
+        try:
+            self.message(content, buffers)
+        except Exception as e:
+            self.canvas.problem = f"{type(e).__name__}: {e}"
+            raise
+
+    def _moved(self, name, value):
+        if self._quiet:
+            return
+        self._set({name: value})
+        self._changed()
+
+    def _changed(self):
+        """Coarse at once; in full when nothing has moved for a while (at once too, where there is no event loop)."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self.draw()
+        self.draw(coarse=True)
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = loop.call_later(REST, self._rest)
+
+    def _rest(self):
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self.draw()
+
+    def _set(self, changes):
+        if changes.get("preset") in self.presets:
+            changes = {**self.presets[changes["preset"]], **changes}
+        with self._silence():
+            for name, value in changes.items():
+                if name in self.controls:
+                    self.controls[name].value = value
+                else:
+                    self._extra[name] = value
+
+    def _silence(self):
+        return _Silence(self)
+
+    def _publish(self, **more):
+        spec, arrays = scene.pack(self.frames)
+        self.canvas.picture = {"frames": spec, "arrays": arrays, "ask": self._ask, "rate": self.rate, "stride": self.stride, **more}
+
+    # In a notebook
+
+    def _words(self):
+        return f"{self.canvas.title}: {self.canvas.caption}"
+
+    def _ipython_display_(self):
+        from IPython.display import display
+        self._still = display({"image/png": self.png(), "text/plain": self._words()}, raw=True, display_id=True)
+        display({"text/html": _STYLE, "text/plain": ""}, raw=True)
+        display({**super()._repr_mimebundle_(), "text/plain": ""}, raw=True)
+
+    def _repr_html_(self):
+        return f"<p>{html.escape(self._words())}</p>"
+
+
+_ARROWS = {"ArrowRight": (0, 1), "ArrowLeft": (0, -1), "ArrowUp": (1, 1), "ArrowDown": (1, -1), "Home": (0, 0), "End": (0, 0)}
+
+
+class _Silence:
+    """While it lasts, controls that are moved do not make the view draw."""
+
+    def __init__(self, view):
+        self.view = view
+
+    def __enter__(self):
+        self.before, self.view._quiet = self.view._quiet, True
+
+    def __exit__(self, *_):
+        self.view._quiet = self.before
+
+
+# Controls, all in one form: a short description, a type that the hall can read.
+
+def slider(description, value, low, high, step):
+    """A slider of floats, or of whole numbers where the step is one."""
+    kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
+    return kind(value, min=low, max=high, step=step, description=description, readout_format="d" if kind is ipywidgets.IntSlider else ".2f")
+
+
+def dropdown(description, options, value=None):
+    """A choice from a list of words."""
+    return ipywidgets.Dropdown(options=list(options), value=value or list(options)[0], description=description)
+
+
+def switch(description, value=False):
+    """Something that is on or off."""
+    return ipywidgets.Checkbox(value, description=description, indent=False)
+
+
+def seed(value=0):
+    """The seed of what is random in a view, for all to see."""
+    return ipywidgets.BoundedIntText(value, min=0, max=9999, description="seed", layout={"width": "150px"})

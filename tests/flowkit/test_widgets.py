@@ -1,0 +1,486 @@
+"""The live views without a browser: each is made, every control moved, every key pressed; the mathematics behind them is right."""
+import ast
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from test_package import code_lines, public
+from torch import nn
+
+import flowkit
+from flowkit import widgets
+from flowkit.core import Compose, Flow, StandardNormal
+from flowkit.widgets import live_training, paths, scene
+from flowkit.widgets.change_of_variables import FAR, PRESETS, monotone
+from flowkit.widgets.layer_by_layer import PRESETS as FLOWS
+from flowkit.widgets.layer_by_layer import Journey
+from flowkit.widgets.view import HERE
+
+# Every view there is, made small.
+VIEWS = {
+    "bend": lambda: widgets.bend(),
+    "layers": lambda: widgets.layers(frames=12, points=100),
+    "training": lambda: widgets.training(steps=3, size=16),
+}
+
+
+@pytest.fixture(params=sorted(VIEWS))
+def view(request):
+    made = VIEWS[request.param]()
+    yield made
+    if hasattr(made, "flow"):
+        made.reset()            # or its thread would go on
+
+
+def picture(view):
+    return scene.pack([view.frames[view.at]])
+
+
+def test_no_view_is_forgotten():
+    assert set(VIEWS) == set(widgets.VIEWS)
+
+
+def test_every_control_moves_the_picture(view):
+    """A control that does nothing would be as bad as one that raises: each, moved alone, must change what is drawn."""
+    for name, control in view.controls.items():
+        view.reset()
+        before = [scene.pack(view.frames), view.canvas.caption]
+        if hasattr(control, "options"):
+            control.value = list(control.options)[-1]
+        elif isinstance(control.value, bool):
+            control.value = not control.value
+        else:
+            control.value = min(control.max, control.value + 3 * getattr(control, "step", 1))
+        assert view.canvas.problem == ""
+        if (type(view).__name__, name) != ("Training", "seed"):          # which tells only once it trains
+            assert [scene.pack(view.frames), view.canvas.caption] != before, name
+    view.reset()
+
+
+def test_every_message_of_the_browser_is_understood(view):
+    first = picture(view)
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown", "Home", "End", "1", "2", "9", " ", "r"):
+        view.message({"type": "key", "key": key, "ask": 1})
+    assert view.canvas.problem == "" and picture(view) == first, "r is a reset"
+    for mark in (m for row in view.frames[0]["rows"] for p in row for m in p["marks"] if m["kind"] == "handles"):
+        for index in range(len(mark["xy"])):
+            before = picture(view)
+            view.message({"type": "drag", "name": mark["name"], "index": index, "x": 1.23, "y": 0.77, "ask": 2})
+            assert picture(view) != before, (mark["name"], index)
+    view.message({"type": "settle", "ask": 3})
+    view.message({"type": "settled", "frame": 0}, [b"png"])
+    with pytest.raises(ValueError, match="type must be"):
+        view.message({"type": "nonsense"})
+
+
+def test_the_picture_is_drawn_without_a_browser_and_its_numbers_are_finite(view):
+    assert view.png(40)[:8] == b"\x89PNG\r\n\x1a\n"
+    for frame in view.frames:
+        assert frame["label"]
+        for panel in (p for row in frame["rows"] for p in row):
+            for mark in panel["marks"]:
+                assert all(np.isfinite(v).all() for v in mark.values() if isinstance(v, np.ndarray))
+    assert len(view.canvas.caption) > 40 and view.canvas.caption[-1] == "."
+    json.dumps(view.canvas.picture["frames"])
+
+
+def test_the_page_by_itself_names_no_address(view, tmp_path):
+    view.save_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert not re.search(r"(https?|wss?):|//[a-z]+\.[a-z]|import\s*\(|import .* from|fetch\(|XMLHttp", page.replace("http://www.w3.org", ""))
+    assert page.count("<script") == page.count("</script>") == 1, "nothing in the data ends the script"
+    for size in re.findall(r"font-size: (\d+)px", (HERE / "canvas.css").read_text()):
+        assert int(size) >= 18
+
+
+def test_a_fault_is_shown_and_raised(view):
+    good = view.compute
+    view.compute = lambda state, coarse: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        view.draw()
+    assert view.canvas.problem == "ZeroDivisionError: division by zero"
+    view.compute = good
+    view.draw()
+    assert view.canvas.problem == ""
+
+
+def test_while_it_moves_it_is_coarse_and_at_rest_in_full():
+    asked = []
+
+    def compute(state, coarse):
+        asked.append((state["a"], coarse))
+        return [scene.frame([[scene.panel([], (0, 1, 0, 1))]], "here")]
+
+    from flowkit.widgets.view import View, slider
+    made = View("test", compute, "look", {"a": slider("a", 0.0, 0, 1, 0.1)}, steps=("a",))
+
+    async def move():
+        for _ in range(3):
+            made.message({"type": "key", "key": "ArrowRight", "ask": 1})
+        await asyncio.sleep(0.6)
+    asyncio.run(move())
+    assert [coarse for _, coarse in asked] == [False, True, True, True, False]
+    assert asked[-1][0] == pytest.approx(0.3)
+    asked.clear()
+    made.message({"type": "key", "key": "ArrowRight", "times": 4, "ask": 2})         # steps that came meanwhile, in one
+    assert asked == [(pytest.approx(0.7), False)]
+
+
+def test_an_array_that_comes_again_is_sent_once():
+    shared = np.zeros((5, 2), np.float32)
+    frames = [scene.frame([[scene.panel([scene.points(shared)], (0, 1, 0, 1))]]) for _ in range(3)]
+    spec, arrays = scene.pack(frames)
+    assert len(arrays) == 1 and spec[2]["rows"][0][0]["marks"][0]["xy"] == {"at": 0, "type": "f4", "shape": [5, 2]}
+    with pytest.raises(ValueError, match="box must be"):
+        scene.panel([], (1, 0, 0, 1))
+
+
+def test_flowkit_alone_does_not_load_the_widgets():
+    code = "import sys, flowkit, flowkit.plotting, flowkit.core; assert not [m for m in sys.modules if m in ('anywidget', 'flowkit.widgets')]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])
+
+
+def test_the_widgets_are_small():
+    """An evening for the layers, and half an hour for these."""
+    assert sum(code_lines(path.read_text()) for path in HERE.glob("*.py")) < 1200
+    assert len((HERE / "canvas.mjs").read_text().splitlines()) < 600
+
+
+def test_everything_public_says_what_it_does():
+    trees = {path.name: ast.parse(path.read_text()) for path in HERE.glob("*.py")}
+    assert [f"{name}: {node.name}" for name, tree in trees.items() for node in public(tree) if not ast.get_docstring(node)] == []
+    assert all(map(ast.get_docstring, trees.values()))
+
+
+# Colours
+
+def seen(colours, matrix):
+    """CIELAB of sRGB colours under a simulated deficiency (Machado et al. 2009, severity 1, in linear RGB)."""
+    rgb = np.array([[int(c[i:i + 2], 16) / 255 for i in (1, 3, 5)] for c in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(linear @ np.array(matrix).T, 0, 1)
+    xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T / [0.9505, 1, 1.089]
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("name", DEFICIENCIES)
+def test_colours_differ_for_everyone(name):
+    """The smallest CIELAB distance of the sequence's pairs; matplotlib's default ten come to less than 3 for protanopes."""
+    from flowkit.plotting import PALETTE
+    lab = seen([PALETTE[c] for c in scene.SEQUENCE], DEFICIENCIES[name])
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(lab), 1)]
+    assert apart.min() > 10, f"{apart.min():.1f}"
+
+
+def test_the_canvas_has_the_same_colours():
+    from flowkit.plotting import PALETTE
+    text = (HERE / "canvas.mjs").read_text()
+    for name in scene.SEQUENCE:
+        assert f'{name}: "{PALETTE[name]}"' in text
+
+
+# Paths within a layer
+
+class Coupling(nn.Module):
+    """As a student writes it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def halves(self, x1):
+        answer = self.net(x1)
+        return answer if isinstance(answer, tuple) else answer.chunk(2, -1)
+
+    def forward(self, x):
+        x1, x2 = x.chunk(2, -1)
+        alpha, mu = self.halves(x1)
+        return torch.cat([x1, x2 * alpha.exp() + mu], -1), alpha.sum(-1)
+
+    def inverse(self, z):
+        z1, z2 = z.chunk(2, -1)
+        alpha, mu = self.halves(z1)
+        return torch.cat([z1, (z2 - mu) * (-alpha).exp()], -1)
+
+
+class TwoNets(Coupling):
+    def halves(self, x1):
+        return 2 * torch.tanh(self.net[0](x1)), self.net[1].forward(x1)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def inverse(self, z):
+        return self.layer.inverse(z)
+
+
+class Shear(nn.Module):
+    """Its net is no attribute: there is nothing to scale."""
+
+    def forward(self, x):
+        return torch.stack([x[:, 0], x[:, 1] + torch.sin(2 * x[:, 0])], -1), x.new_zeros(len(x))
+
+    def inverse(self, z):
+        return torch.stack([z[:, 0], z[:, 1] - torch.sin(2 * z[:, 0])], -1)
+
+
+def net(out=2):
+    return nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, out))
+
+
+def linear(matrix):
+    layer = flowkit.InvertibleLinear(2)
+    layer.forward = lambda x: (x @ torch.tensor(matrix).T, torch.linalg.slogdet(torch.tensor(matrix))[1].expand(len(x)))
+    return layer
+
+
+LAYERS = {
+    "a student's": (lambda: Coupling(net()), paths.SCALED),
+    "with a function": (lambda: Coupling(lambda x1: torch.cat([0.8 * x1, x1 ** 2], -1)), paths.SCALED),
+    "with a pair": (lambda: Coupling(lambda x1: (0.8 * x1, x1 ** 2)), paths.SCALED),
+    "with two nets": (lambda: TwoNets(nn.ModuleList([net(1), net(1)])), paths.SCALED),
+    "within another": (lambda: Wrapped(Coupling(net())), paths.SCALED),
+    "flowkit's": (lambda: flowkit.Coupling(net()), paths.SCALED),
+    "NICE": (lambda: flowkit.AdditiveCoupling(net(1)), paths.SCALED),
+    "Flow++": (lambda: flowkit.MixCoupling(net(14), 4), paths.SCALED),
+    "residual": (lambda: flowkit.Residual(flowkit.lipschitz_mlp(2, (16,))), None),
+    "rotation and stretch": (lambda: linear([[0.0, -2.0], [0.5, 0.3]]), paths.TURNED),
+    "reversal": (lambda: flowkit.Reverse(), paths.FLIPPED),
+    "sheared by hand": (lambda: Shear(), paths.STRAIGHT),
+    "planar": (lambda: flowkit.Planar(2), None),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_path_begins_with_nothing_and_ends_with_the_layer(name):
+    torch.manual_seed(0)
+    make, kind = LAYERS[name]
+    layer = make()
+    x = torch.randn(64, 2)
+    path = paths.Path(layer, x)
+    assert kind is None or path.kind == kind
+    (start, none), (end, ldj) = path(x, 0.0), path(x, 1.0)
+    with torch.no_grad():
+        z, whole = layer.forward(x)
+    assert torch.allclose(start, x, atol=1e-4) and torch.allclose(none, torch.zeros(64), atol=1e-4)
+    assert torch.allclose(end, z, atol=1e-4) and torch.allclose(ldj, whole, atol=1e-4)
+    if path.kind in (paths.SCALED, paths.TURNED):
+        # Every frame is a map: its ldj is that of its own Jacobian.
+        for tau in (0.3, 0.7):
+            J = torch.stack([torch.autograd.functional.jacobian(lambda p: grad_path(path, p, tau), p) for p in x[:5]])
+            assert torch.allclose(torch.linalg.slogdet(J)[1], path(x[:5], tau)[1], atol=1e-3)
+
+
+def grad_path(path, point, tau):
+    # Path.__call__ works without gradients; finite differences would do, the wrapped layer is at hand.
+    if path.kind == paths.SCALED:
+        path.tau = tau
+        return path.layer.forward(point[None])[0][0]
+    matrix, shift, angle, values, vectors = path.matrix
+    return (paths._rotation(tau * angle) @ vectors @ torch.diag(values ** tau) @ vectors.T) @ point + tau * shift
+
+
+def test_the_students_layer_is_left_as_it_was():
+    torch.manual_seed(0)
+    layer = Coupling(net())
+    before, keys = layer.forward(torch.ones(3, 2))[0], set(vars(layer.net))
+    widgets.layers(layer, frames=6, points=50)
+    assert layer.training and set(vars(layer.net)) == keys
+    assert torch.equal(layer.forward(torch.ones(3, 2))[0], before)
+
+
+# layers
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_the_density_that_travels_is_the_flows_own(name):
+    """At the data, and at the latents; and at every stop the mesh carries the probability that it had."""
+    flow = FLOWS[name](0)
+    trip = Journey(flow, None, 200, 24, 0)
+    n = trip.sizes[0]
+    x, z = trip.stops[0][2][:n], trip.stops[-1][2][:n]
+    with torch.no_grad():
+        assert torch.allclose(trip.log_p, flow.log_prob(x), atol=1e-3)
+        assert torch.allclose(trip.log_p - trip.stops[-1][3][:n], flow.base.log_prob(z), atol=1e-3)
+    shares = trip.stops[-1][4]
+    assert len(shares) == len(trip.paths)
+    some = slice(n, n + trip.sizes[1])
+    assert sum(shares) == pytest.approx(float(trip.stops[-1][3][some].mean()), abs=1e-4)
+
+
+def test_a_wrong_inverse_is_named_and_a_missing_one_too():
+    class Wrong(Coupling):
+        def inverse(self, z):
+            z1, z2 = z.chunk(2, -1)
+            alpha, mu = self.halves(z1)
+            return torch.cat([z1, (z2 - mu) * alpha.exp()], -1)
+
+    class Missing(Coupling):
+        def inverse(self, z):
+            raise NotImplementedError("exercise coupling: inverse")
+
+    torch.manual_seed(0)
+    assert "inverse does not undo forward" in widgets.layers(Wrong(net()), frames=6, points=50).canvas.caption
+    caption = widgets.layers(Missing(net()), frames=6, points=50).canvas.caption
+    assert "inverse of Missing does not run (NotImplementedError" in caption
+    right = widgets.layers(Coupling(net()), frames=6, points=50).canvas.caption
+    assert "Careful" not in right and "straight" not in right
+    assert "go straight" in widgets.layers(Shear(), frames=6, points=50).canvas.caption
+
+
+# bend
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_bent_line_is_increasing_and_its_slope_is_right(name):
+    knots = PRESETS[name]["knots"]
+    x = np.linspace(-6, 6, 20_001)
+    z, log_slope = monotone(knots, x)
+    assert (np.diff(z) > 0).all()
+    assert np.allclose(np.interp(knots[:, 0], x, z), knots[:, 1], atol=1e-3)
+    assert np.allclose(np.gradient(z, x)[5:-5], np.exp(log_slope)[5:-5], atol=5e-3)
+
+
+def meter(view):
+    """The three numbers under the bars: area in x, area in z, and the whole."""
+    words = [m["words"] for m in view.frames[0]["rows"][1][1]["marks"] if m["kind"] == "text"]
+    return [float(w) for w in words[::2]]
+
+
+def test_equal_areas_and_what_forgetting_the_jacobian_does():
+    made = widgets.bend()
+    for preset in PRESETS:
+        made.set(preset=preset, forget=False)
+        x, z, whole = meter(made)
+        assert x == pytest.approx(z, abs=0.011) and whole == pytest.approx(1, abs=0.011)
+        made.set(forget=True)
+        wide = np.linspace(-FAR, FAR, 400_001)
+        mapped = monotone(PRESETS[preset]["knots"], wide)[0]
+        assert meter(made)[2] == pytest.approx(np.trapezoid(np.exp(-mapped ** 2 / 2), wide) / np.sqrt(2 * np.pi), abs=0.011)
+
+
+def test_knots_stay_in_order():
+    made = widgets.bend()
+    made.message({"type": "drag", "name": "knot", "index": 1, "x": 99, "y": -99, "ask": 1})
+    knots = made.state["knots"]
+    assert (np.diff(knots, axis=0) > 0).all() and made.state["selected"] == 1
+
+
+# training
+
+def test_it_trains_and_records_itself():
+    torch.manual_seed(0)
+    made = widgets.training(steps=25, size=64)
+    losses = made.train()
+    assert len(losses) == 25 and made.state_now == "done" and len(made.frames) >= 2
+    assert made.frames[-1]["label"].startswith("batch 25 of 25")
+    assert made._curve[-1][1] < made._curve[0][1] - 0.3
+    assert not made.canvas.picture["live"] and len(made.canvas.picture["frames"]) == len(made.frames)
+
+
+def test_pause_step_and_reset_while_a_cell_awaits_it():
+    made = widgets.training(steps=10_000, size=16)
+    begin = {k: v.clone() for k, v in made.flow.state_dict().items()}
+
+    async def until(condition):
+        for _ in range(1500):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        raise TimeoutError
+
+    async def cell():
+        running = asyncio.create_task(made.run())
+        await until(lambda: made.step >= 3)
+        made.key(" ")
+        await asyncio.sleep(0.5)            # the batch that is on its way may end
+        at = made.step
+        await asyncio.sleep(0.5)
+        assert made.state_now == "paused" and made.step == at and not running.done()
+        made.key("ArrowRight")
+        await until(lambda: made.frames[-1]["label"].startswith(f"batch {at + 1} "))
+        await asyncio.sleep(0.2)
+        assert made.state_now == "paused" and made.step == at + 1
+        made.key("r")
+        await running
+    asyncio.run(cell())
+    assert made.state_now == "ready" and made.step == 0 and len(made.frames) == 1
+    assert all(torch.equal(v, begin[k]) for k, v in made.flow.state_dict().items())
+
+
+def test_the_loop_may_be_a_students_and_its_error_comes_out():
+    seen = []
+
+    def fit(flow, batches):
+        seen.extend(len(x) for x in batches)
+        return [0.0] * len(seen)
+
+    def broken(flow, batches):
+        next(batches)
+        raise NotImplementedError("exercise train_flow")
+
+    assert widgets.training(fit=fit, steps=4, size=8).train() == [0.0] * 4 and seen == [8] * 4
+    with pytest.raises(NotImplementedError, match="train_flow"):
+        widgets.training(fit=broken, steps=4, size=8).train()
+
+
+def test_the_film_stays_short(monkeypatch):
+    monkeypatch.setattr(live_training, "FILM", 8)
+    made = widgets.training(steps=40, size=8)
+    monkeypatch.setattr(made, "_gate", lambda: made._record())
+    made.train()
+    assert len(made.frames) <= 8 and made.frames[0]["label"].startswith("batch 0 ") and made.frames[-1]["label"].startswith("batch 40 ")
+
+
+def test_no_thread_is_left():
+    made = widgets.training(steps=10_000, size=8)
+    made.go_on()
+    made.reset()
+    assert not [t for t in threading.enumerate() if t.daemon and "_work" in t.name]
+
+
+# explore
+
+def normal(*layers, dim=2):
+    return Flow(StandardNormal(dim), Compose(list(layers)))
+
+
+def test_explore_picks_the_view():
+    torch.manual_seed(0)
+    assert "Layers" in widgets.explore(normal(flowkit.Coupling(net())), frames=4, points=20).canvas.title
+    assert "Layers" in widgets.explore([Coupling(net()), flowkit.Reverse()], frames=4, points=20).canvas.title
+    line = widgets.explore(normal(flowkit.ActNorm(1), dim=1))
+    assert "Bend" in line.canvas.title
+    assert meter(line)[2] == pytest.approx(1, abs=0.011)
+
+
+@pytest.mark.parametrize("given, words", [
+    (lambda: Coupling, "Coupling is a class: make a layer of it first"),
+    (lambda: 3, "int has no forward"),
+    (lambda: flowkit.Abs(), "Abs is no bijection"),
+    (lambda: normal(flowkit.Coupling(nn.Linear(3, 6)), dim=6), "Flow lives in 6 dimensions"),
+    (lambda: flowkit.Coupling(nn.Linear(3, 6)), "Coupling cannot be asked about points of the plane"),
+    (lambda: Coupling(nn.Linear(1, 3)), "cannot be asked about points of the plane"),
+])
+def test_explore_says_why_not(given, words):
+    said = widgets.explore(given())
+    assert words in repr(said) and repr(said).count("\n") == 0 and said.endswith(".") and words[:9] in said._repr_html_()
