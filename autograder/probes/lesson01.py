@@ -275,7 +275,7 @@ def one_flow(record, size, Flow, inputs):
         attempt("log_prob on a grid", "log_prob", lambda: theirs.log_prob(tensor(inputs["grid"])))
 
     def loss(layer):
-        ((value, _),) = unpack("log_prob", [made(layer).log_prob(tensor(inputs["x"]))], "log_prob")
+        ((value, _),) = unpack("log_prob", made(layer).log_prob(tensor(inputs["x"])), "log_prob")
         return (tensor(inputs["r"]) * value.reshape(len(inputs["x"]), -1).sum(-1)).sum()
 
     def along():
@@ -344,19 +344,19 @@ def trainable(layer, name):
 
 
 def values(params, inputs, draw):
-    """One value for each parameter: the judge's normal numbers, in the order of the parameters.
+    """One value for each parameter: the judge's numbers, in the order of the parameters.
 
-    In the last draws, "against" of them, all parameters of one size are made of the same numbers, times 1, -1, 1, -1, ...:
-    two vectors then point against each other, which is where an unconstrained layer folds space.
+    In the last draws, one for each row (f, g) of "factors", parameters of one size are made of the same numbers, times f, -g,
+    f, -g, ...: two vectors then point against each other, which is where an unconstrained layer folds space.
     """
-    numbers = tensor(inputs["draws"])[draw]
-    against, seen, found, start = draw >= len(inputs["draws"]) - int(inputs["against"]), {}, [], 0
+    numbers, factors = tensor(inputs["draws"])[draw], inputs["factors"]
+    row, seen, found, start = draw - (len(inputs["draws"]) - len(factors)), {}, [], 0
     for p in params:
         flat = numbers[torch.arange(start, start + p.numel()) % len(numbers)]
         start += p.numel()
-        if against:
+        if row >= 0:
             first, times = seen.get(p.numel(), (flat, 0))
-            flat, seen[p.numel()] = first * (-1) ** times, (first, times + 1)
+            flat, seen[p.numel()] = first * factors[row, times % 2] * (-1) ** times, (first, times + 1)
         found.append(flat.reshape(p.shape))
     return found
 
