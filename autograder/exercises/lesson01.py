@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Misconception
 from autograder.exercises.lesson02 import deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, mixture, once
-from autograder.probes.lesson01 import COSTLY, SIZES, slopes
+from autograder.probes.lesson01 import ASIDE, COSTLY, SIZES, slopes
 from autograder.probes.record import tensor
 
 ASSIGNMENT = "01_change_of_variables"
@@ -144,7 +144,7 @@ MONOTONE = Exercise(
 
 def bend_inputs(rng):
     return {"a": rng.uniform(0.6, 1.6), "b": rng.uniform(-1, 1), "m": rng.uniform(-0.5, 0.5), "s": rng.uniform(0.5, 0.9),
-            "x": rng.permutation(np.linspace(-2.2, 2.4, 12) + rng.uniform(-0.1, 0.1, 12)), "line": np.linspace(-15, 15, 1201)}
+            "x": rng.permutation(np.linspace(-2.2, 2.4, 12) + rng.uniform(-0.1, 0.1, 12)), "line": np.linspace(-15, 15, 401)}
 
 
 def normal(z, m, s):
@@ -268,7 +268,7 @@ TINY = 1e-9
 
 
 def quantile_inputs(rng):
-    even = (np.arange(300) + rng.uniform(0.05, 0.95, 300)) / 300  # stratified: any right answer has the right distribution
+    even = (np.arange(100) + rng.uniform(0.05, 0.95, 100)) / 100  # stratified: any right answer has the right distribution
     return {"m": np.array([-1.5, 1.2]) + rng.uniform(-0.3, 0.3, 2), "s": rng.uniform(0.3, 0.7, 2), "w": rng.uniform(0.3, 0.7),
             "u": rng.permutation(rng.uniform(0.02, 0.98, 16)), "even": even, "far": np.array([TINY, 1 - 1e-6, 1e-5, 0.5, 1 - TINY]),
             "lo": -rng.uniform(30, 40), "hi": rng.uniform(40, 50), "zero": np.array(0.0), "few": rng.integers(7, 10)}
@@ -682,7 +682,7 @@ LOG_DET = Exercise(
 # --- flow ------------------------------------------------------------------------------------------------------------
 
 SAMPLES = 3000
-BOX, CELLS = 10.0, 100  # the square over which the density is integrated
+BOX, CELLS = 10.0, 80  # the square over which the density is integrated
 # Of Kolmogorov's distance times sqrt(n): passed by chance in 2 exp(-2 * 2.8^2) = 3e-7 of the draws; of a correlation: 6 standard errors.
 DISTANCE, CORRELATION = 2.8, 6.0
 
@@ -1057,8 +1057,8 @@ FINE = 2e-3  # step of the difference quotients: where a determinant is nearly 0
 
 def bent_inputs(rng, D, points, weights):
     x = 1.5 * rng.standard_normal((points, D))
-    ways = rng.standard_normal((3, 1, D))
-    line = (np.linspace(-6, 6, 241)[:, None] * ways / np.linalg.norm(ways, axis=-1, keepdims=True)).reshape(-1, D)
+    ways = rng.standard_normal((2, 1, D))
+    line = (np.linspace(-6, 6, 121)[:, None] * ways / np.linalg.norm(ways, axis=-1, keepdims=True)).reshape(-1, D)
     against = rng.uniform(0.8, 1.4, (AGAINST, weights)) * rng.choice([-1, 1], weights) * (-1.0) ** np.arange(AGAINST)[:, None]
     return {"x": x, "near": laws.near(x, FINE), "step": np.array(FINE), "line": line, "draws": np.concatenate([rng.standard_normal((RANDOM, weights)), against]),
             "factors": np.repeat([[0.4, 2.5], [2.5, 0.4], [1, 1]], 2, axis=0), "noise": rng.integers(2**31), "c": rng.standard_normal((points, D))} | pictures.grid()
@@ -1240,7 +1240,7 @@ def first_and_second(sizes):
         d = inputs["draws"].copy()
         n = sizes(inputs["x"].shape[1])
         d[:RANDOM, :n], d[:RANDOM, n:2 * n] = inputs["draws"][:RANDOM, n:2 * n], inputs["draws"][:RANDOM, :n]
-        d[RANDOM:, :n] *= -1
+        d[RANDOM:, :n] = -(d[RANDOM:, :n] + ASIDE * d[RANDOM:, n:2 * n])
         return inputs | {"draws": d, "factors": inputs["factors"][:, ::-1]}
 
     return variant
@@ -1253,7 +1253,7 @@ PLANAR = Exercise(
         "Compute u' once for the whole batch, then h = tanh(x @ w + b), shape (B,). `h[:, None] * u` spreads it over the dimensions.",
         "The Jacobian is the identity plus the column u' times the row h' w. The lemma turns its determinant into 1 plus a scalar product; h' = 1 - h^2 is the slope of tanh, and w.u' is the same for all rows.",
     ),
-    inputs=lambda rng: bent_inputs(rng, 3, 24, 16), reference=lambda: (PlainPlanar,),
+    inputs=lambda rng: bent_inputs(rng, 3, 16, 16), reference=lambda: (PlainPlanar,),
     cases=(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 1, bent_shapes),
         Case("z = x + u tanh(w.x + b)", 2, for_all_weights(tanh_ridge)),
@@ -1384,7 +1384,7 @@ RADIAL = Exercise(
         "`(x - x0).norm(dim=-1)` is the distance of each row, shape (B,). Positive numbers come from `exp` or `softplus` of a free parameter; beta > -alpha is a positive number minus alpha.",
         "Across the ray all D - 1 directions are stretched alike, by 1 + beta h. Along the ray the stretch is the slope of r + beta r h(r) in r. The determinant is the product of these D stretches.",
     ),
-    inputs=lambda rng: bent_inputs(rng, 3, 24, 16), reference=lambda: (PlainRadial,),
+    inputs=lambda rng: bent_inputs(rng, 3, 16, 16), reference=lambda: (PlainRadial,),
     cases=(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 0.5, bent_shapes),
         Case("z = x + beta (x - x0) / (alpha + r)", 1, for_all_weights(radial_form)),
@@ -1501,7 +1501,7 @@ SYLVESTER = Exercise(
         "`torch.linalg.qr(frame)[0]` makes orthonormal columns of any (dim, m) matrix. With rows of points the formula reads h = tanh(x @ Q @ Rt.T + b) and z = x + h @ R.T @ Q.T.",
         "The identity makes a determinant of size m of the one of size D, and Q^T Q is the identity. What is left, I + diag(h') Rt R, is triangular. Write r_ii as a constrained product divided by a positive rt_ii.",
     ),
-    inputs=lambda rng: bent_inputs(rng, 4, 40, 24) | {"m": np.array(RANK)}, reference=lambda: (PlainSylvester,),
+    inputs=lambda rng: bent_inputs(rng, 4, 32, 24) | {"m": np.array(RANK)}, reference=lambda: (PlainSylvester,),
     cases=(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 0.5, bent_shapes),
         Case("z - x is bent, in m dimensions", 1.5, for_all_weights(low_rank)),

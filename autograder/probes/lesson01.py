@@ -10,6 +10,7 @@ from autograder.probes.record import Complaint, Record, Stop, bijection, describ
 
 SIZES = ("D=2 ", "D=3 ")
 MOST = 64  # parameters that a layer may have
+ASIDE = 0.2  # how far weights that point against each other are off that line
 
 
 # --- what the answers are given: functions, distributions and layers that hold the judge's numbers ---------------------
@@ -346,8 +347,8 @@ def trainable(layer, name):
 def values(params, inputs, draw):
     """One value for each parameter: the judge's numbers, in the order of the parameters.
 
-    In the last draws, one for each row (f, g) of "factors", parameters of one size are made of the same numbers, times f, -g,
-    f, -g, ...: two vectors then point against each other, which is where an unconstrained layer folds space.
+    In the last draws, one for each row (f, g) of "factors", parameters of one size are made of nearly the same numbers, times f,
+    -g, f, -g, ...: two vectors then point against each other, which is where an unconstrained layer folds space.
     """
     numbers, factors = tensor(inputs["draws"])[draw], inputs["factors"]
     row, seen, found, start = draw - (len(inputs["draws"]) - len(factors)), {}, [], 0
@@ -356,7 +357,8 @@ def values(params, inputs, draw):
         start += p.numel()
         if row >= 0:
             first, times = seen.get(p.numel(), (flat, 0))
-            flat, seen[p.numel()] = first * factors[row, times % 2] * (-1) ** times, (first, times + 1)
+            flat = (first + (ASIDE * flat if times else 0)) * factors[row, times % 2] * (-1) ** times
+            seen[p.numel()] = first, times + 1
         found.append(flat.reshape(p.shape))
     return found
 
