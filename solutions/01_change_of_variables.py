@@ -281,7 +281,7 @@ def _():
     right = log_prob_1d(x, lambda x: -2 * x, normal)
     ldj = math.log(2)
     for name, log_p in (("log p(z) + log|dz/dx|", right), ("log p(z)              ", right - ldj), ("log p(z) - log|dz/dx|", right - 2 * ldj)):
-        print(f"{name}  area {float(torch.trapezoid(log_p.exp(), x)):.2f}")
+        print(f"{name}  area {float(torch.trapezoid(log_p.detach().exp(), x)):.2f}")
 
 # %% [markdown]
 # <details><summary>Answer</summary>
@@ -606,7 +606,8 @@ class Flow(nn.Module):
 
     def __init__(self, base, transform):
         super().__init__()
-        self.base, self.transform = base, transform
+        self.base = base
+        self.transform = transform
 
     def log_prob(self, x):
         """log p(x) (B,) in nats for points x (B, D)"""
@@ -718,32 +719,43 @@ class Compose(nn.Module):
 check("compose", Compose)
 
 # %% [markdown]
-# What a chain can do: a swoosh, a quarter turn, a swoosh, a quarter turn, ... Below, the density after one, two, four and eight pairs. **Predict:** a single swoosh only moves points up and down. How many pairs does it take until both coordinates are bent? (The quarter turn is $(x_1, x_2) \mapsto (x_2, -x_1)$. What is its `ldj`?)
+# What a chain can do: a wave, a quarter turn, a wave, a quarter turn, ... A wave moves and stretches points up and down, $z_1 = x_1$, $z_2 = (x_2 + a \sin 2x_1)\,e^{b\cos x_1}$. Below, the density after one, two, four and eight
+# pairs. **Predict:** how many pairs does it take until both coordinates are bent? (The quarter turn is $(x_1, x_2) \mapsto (x_2, -x_1)$. What is its `ldj`?)
 
 # %% tags=["show"]
-class Layer(nn.Module):
-    """A swoosh, then a quarter turn."""
+class Wave(nn.Module):
+    """z1 = x1, z2 = (x2 + a sin 2 x1) exp(b cos x1)."""
 
     def __init__(self, a, b):
         super().__init__()
-        self.swoosh = Swoosh(a, b)
+        self.a, self.b = a, b
 
     def forward(self, x):
-        z, ldj = self.swoosh.forward(x)
-        return torch.stack([z[:, 1], -z[:, 0]], -1), ldj
+        x1, x2 = x[:, 0], x[:, 1]
+        ldj = self.b * torch.cos(x1)
+        return torch.stack([x1, (x2 + self.a * torch.sin(2 * x1)) * ldj.exp()], -1), ldj
 
     def inverse(self, z):
-        return self.swoosh.inverse(torch.stack([-z[:, 1], z[:, 0]], -1))
+        z1, z2 = z[:, 0], z[:, 1]
+        return torch.stack([z1, z2 * torch.exp(-self.b * torch.cos(z1)) - self.a * torch.sin(2 * z1)], -1)
+
+
+class QuarterTurn(nn.Module):
+    def forward(self, x):
+        return torch.stack([x[:, 1], -x[:, 0]], -1), torch.zeros(len(x))
+
+    def inverse(self, z):
+        return torch.stack([-z[:, 1], z[:, 0]], -1)
 
 
 @show
 def _():
     settings.seed(4)
-    layers = [Layer(a, b) for a, b in (0.35 * torch.randn(8, 2)).tolist()]
+    layers = [layer for a, b in (0.5 * torch.randn(8, 2)).tolist() for layer in (Wave(a, b), QuarterTurn())]
     numbers, limits = (1, 2, 4, 8), (-3.5, 3.5, -3.5, 3.5)
     figure, axes = plotting.side_by_side(len(numbers), [f"{n} pair{'s' * (n > 1)}" for n in numbers], size=3.2)
     for ax, n in zip(axes, numbers):
-        plotting.density(ax, Flow(plane_normal(), Compose(layers[:n])).log_prob, limits)
+        plotting.density(ax, Flow(plane_normal(), Compose(layers[:2 * n])).log_prob, limits)
     return figure
 
 # %% [markdown]
@@ -790,7 +802,7 @@ def _():
 #
 # ### Exercise `planar` · 20 minutes · difficulty 3 of 5 · 10 points
 #
-# Write the layer with parameters $\mathbf w$, $\mathbf u$, $b$ that start at random. The constraint must hold for any values of the parameters, so it belongs into `forward`; any function $m$ with values above $-1$ will do. Only `forward` is asked for: an inverse exists, but not as a formula. Useful: `F.softplus(t)`, which is $\log(1+e^t)$ and never overflows.
+# Write the layer with parameters $\mathbf w$, $\mathbf u$, $b$ that start at random. The constraint must hold for any values of the parameters, so it belongs into `forward`; any function $m$ whose values fill an interval from $-1$ (not reached) to some positive number will do. Only `forward` is asked for: an inverse exists, but not as a formula. Useful: `F.softplus(t)`, which is $\log(1+e^t)$ and never overflows.
 
 # %% tags=["solution"] nbgrader={"grade_id": "planar"}
 class Planar(nn.Module):
@@ -799,7 +811,8 @@ class Planar(nn.Module):
     def __init__(self, dim):
         super().__init__()
         ### BEGIN SOLUTION
-        self.w, self.u = nn.Parameter(torch.randn(dim)), nn.Parameter(torch.randn(dim))
+        self.w = nn.Parameter(torch.randn(dim))
+        self.u = nn.Parameter(torch.randn(dim))
         self.b = nn.Parameter(torch.zeros(()))
         ### END SOLUTION
 
@@ -811,7 +824,7 @@ class Planar(nn.Module):
         u = self.u + (m - wu) * self.w / (self.w @ self.w)
         h = torch.tanh(x @ self.w + self.b)
         z = x + h[:, None] * u
-        ldj = torch.log(1 + (1 - h**2) * m)
+        ldj = torch.log((1 + (1 - h**2) * (self.w @ u)).abs())
         return z, ldj
         ### END SOLUTION
         raise NotImplementedError("exercise planar: forward")
@@ -830,7 +843,7 @@ def _():
     flow = Flow(plane_normal(), Compose([Planar(2) for _ in range(16)]))
     flow.log_prob(moons.sample(2))  # all four exercises are needed
     optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    steps = settings.steps(4000, 20)
+    steps = settings.steps(2500, 20)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
     def draw(step):
@@ -881,7 +894,8 @@ class Radial(nn.Module):
         super().__init__()
         ### BEGIN SOLUTION
         self.x0 = nn.Parameter(torch.randn(dim))
-        self.log_alpha, self.raw_beta = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.raw_beta = nn.Parameter(torch.zeros(()))
         ### END SOLUTION
 
     def forward(self, x):
@@ -893,8 +907,9 @@ class Radial(nn.Module):
         r = away.norm(dim=-1)
         h = 1 / (alpha + r)
         z = x + beta * h[:, None] * away
-        ldj = (x.shape[1] - 1) * torch.log(1 + beta * h) + torch.log(1 + beta * h - beta * r * h**2)
-        return z, ldj
+        across = torch.log((1 + beta * h).abs())
+        along = torch.log((1 + beta * h - beta * r * h**2).abs())
+        return z, (x.shape[1] - 1) * across + along
         ### END SOLUTION
         raise NotImplementedError("exercise radial: forward")
 
@@ -968,7 +983,8 @@ class Sylvester(nn.Module):
         super().__init__()
         ### BEGIN SOLUTION
         self.frame = nn.Parameter(torch.randn(dim, m))
-        self.r, self.rt = nn.Parameter(torch.randn(m, m)), nn.Parameter(torch.randn(m, m))
+        self.r = nn.Parameter(torch.randn(m, m))
+        self.rt = nn.Parameter(torch.randn(m, m))
         self.b = nn.Parameter(torch.zeros(m))
         ### END SOLUTION
 
@@ -982,7 +998,7 @@ class Sylvester(nn.Module):
         Rt = self.rt.triu(1) + torch.diag(below)
         h = torch.tanh(x @ Q @ Rt.T + self.b)
         z = x + h @ R.T @ Q.T
-        ldj = torch.log(1 + (1 - h**2) * product).sum(-1)
+        ldj = torch.log((1 + (1 - h**2) * R.diagonal() * Rt.diagonal()).abs()).sum(-1)
         return z, ldj
         ### END SOLUTION
         raise NotImplementedError("exercise sylvester: forward")
@@ -1007,7 +1023,7 @@ def _():
         optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
         losses = []
         with live.interruptible():
-            for x in live.batches(moons.sample, settings.steps(1500, 20), 256, label=name):
+            for x in live.batches(moons.sample, settings.steps(800, 20), 256, label=name):
                 loss = -flow.log_prob(x).mean()
                 optimiser.zero_grad(), loss.backward(), optimiser.step()
                 losses.append(loss.item() - moons.entropy)

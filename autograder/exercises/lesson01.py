@@ -125,7 +125,8 @@ MONOTONE = Exercise(
         wrong("slope_positive", "wrong function", "value", "The slope decides, and it must not be zero at any point; a cube is flat at one point and still strictly increasing.",
               rises=lambda f, x: bool((derivative(f, x) > 0).all()), falls=lambda f, x: bool((derivative(f, x) < 0).all())),
         wrong("signs_exchanged", "sign", "value", "+1 and -1 have changed places.", answers=(-1, 1, 0)),
-        wrong("falling_forgotten", "missing term", "value", "A strictly decreasing function gets 0, though it is just as invertible as an increasing one.", answers=(1, 0, 0)),
+        wrong("falling_forgotten", "direction", "value", "A strictly decreasing function gets 0, though it is just as invertible as an increasing one.", answers=(1, 0, 0)),
+        wrong("rising_turned", "exchanged", "value", "A rising function gets 0 and a falling one +1: a comparison is the wrong way round.", rises=lambda f, x: bool((torch.diff(f(x)) < 0).all())),
         wrong("no_direction", "missing function", "value", "The answer says that f is invertible, but not in which direction: a decreasing function should give -1.", answers=(1, 1, 0)),
         wrong("no_zero", "missing term", "value", "There is no answer 0: what does not rise is taken to fall.", answers=(1, -1, -1)),
         wrong("turning_is_falling", "wrong function", "value", "A single falling step is enough for the answer -1; all steps must fall.", falls=lambda f, x: bool((torch.diff(f(x)) < 0).any())),
@@ -235,6 +236,8 @@ LOG_PROB_1D = Exercise(
         wrong("no_log", "missing function", "value", "|dz/dx| itself is added; among log-densities belongs its logarithm.", term=lambda d, z: d.abs()),
         wrong("no_log_no_abs", "missing function", "value", "dz/dx itself is added: both the absolute value and the logarithm are missing.", term=lambda d, z: d),
         wrong("no_slope", "missing term", "value", "The slope of f is missing: this is the base's log-density at z, which ignores how f stretches the line.", term=lambda d, z: 0 * z),
+        wrong("only_slope", "missing term", "value", "The base's log-density is missing: this is the logarithm of the slope alone.", join=lambda p, t: t),
+        wrong("no_log_of_abs", "missing function", "value", "The logarithm of a negative slope is NaN, and is replaced by 0; it is the size of the slope that counts.", term=lambda d, z: d.log().nan_to_num(0.0)),
         wrong("base_at_x", "wrong function", "value", "The base's density is asked at x; it is a density of z = f(x).", at=lambda x, z: x),
         wrong("density", "missing function", "value", "The density itself is returned; its logarithm is asked for.", end=lambda p: p.exp()),
         wrong("base_density", "missing function", "value", "The base's density is used without its logarithm.", value=lambda base, z: base.log_prob(z).exp()),
@@ -342,7 +345,8 @@ def few_halvings(inputs, outputs, reference):
 
 
 def bisect(start=lambda u, lo, hi: (torch.full_like(u, lo), torch.full_like(u, hi)), middle=lambda a, b: (a + b) / 2, above=lambda F, u: F > u,
-           low=lambda up, a, m: torch.where(up, a, m), high=lambda up, b, m: torch.where(up, m, b), end=lambda x, u, cdf: x, before=lambda u: u, count=lambda n: n):
+           low=lambda up, a, m: torch.where(up, a, m), high=lambda up, b, m: torch.where(up, m, b), end=lambda x, u, cdf: x, before=lambda u: u, count=lambda n: n,
+           finish=None, swap=False):
     def inverse_cdf_sample(u, cdf, lo, hi, steps=60):
         u = before(u)
         a, b = start(u, lo, hi)
@@ -350,7 +354,8 @@ def bisect(start=lambda u, lo, hi: (torch.full_like(u, lo), torch.full_like(u, h
             m = middle(a, b)
             up = above(cdf(m), u)
             a, b = low(up, a, m), high(up, b, m)
-        return end(middle(a, b), u, cdf)
+            a, b = (b, a) if swap else (a, b)
+        return end((finish or middle)(a, b), u, cdf)
 
     return inverse_cdf_sample
 
@@ -385,7 +390,7 @@ INVERSE_CDF = Exercise(
         Case("`steps` halvings, one evaluation of the CDF each", 2, few_halvings),
     ),
     misconceptions=(
-        wrong("turned_round", "direction", "value", "The wrong half is kept: where cdf(middle) lies above u, the solution is to the left of the middle.", above=lambda F, u: F < u),
+        wrong("turned_round", "exchanged", "value", "The wrong half is kept: where cdf(middle) lies above u, the solution is to the left of the middle.", above=lambda F, u: F < u),
         wrong("bracket_unit", "constant", "value", "The search starts between 0 and 1, the range of u; x lies between lo and hi.", start=lambda u, lo, hi: (torch.zeros_like(u), torch.ones_like(u))),
         wrong("half_bracket", "missing term", "value", "lo is not used: the search starts at 0.", start=lambda u, lo, hi: (torch.zeros_like(u), torch.full_like(u, hi))),
         wrong("few_steps", "constant", "value", "There are always 10 halvings, whatever `steps` says: x stays coarse.", count=lambda n: 10),
@@ -397,9 +402,19 @@ INVERSE_CDF = Exercise(
         wrong("any_for_all", "reduction", "value", "One point above its u moves the interval of all; each u needs its own interval.", above=lambda F, u: (F > u).any().expand(len(u))),
         wrong("low_stays", "missing term", "value", "The lower end never moves.", low=lambda up, a, m: a),
         wrong("high_stays", "missing term", "value", "The upper end never moves.", high=lambda up, b, m: b),
-        wrong("both_move", "extra term", "value", "Both ends move to the middle in the first step, so the search is over.", low=lambda up, a, m: m, high=lambda up, b, m: m),
+        wrong("both_move", "exchanged", "value", "An end moves to the middle just when it should stay, so the two meet after one step and the search is over.", low=lambda up, a, m: m, high=lambda up, b, m: m),
         wrong("half_width", "sign", "value", "The middle of an interval is half the sum of its ends, not half their difference.", middle=lambda a, b: (b - a) / 2),
+        wrong("minus_half_width", "sign", "value", "The middle of an interval is half the sum of its ends, not half their difference.", middle=lambda a, b: (a - b) / 2, finish=lambda a, b: (a + b) / 2),
         wrong("no_half", "missing term", "value", "The sum of the ends is not divided by 2, so it is not the middle.", middle=lambda a, b: a + b),
+        wrong("no_half_in_loop", "missing term", "value", "In the loop the sum of the ends is not divided by 2, so it is not the middle.", middle=lambda a, b: a + b, finish=lambda a, b: (a + b) / 2),
+        wrong("twice_in_loop", "wrong function", "value", "In the loop the sum of the ends is multiplied by 2; half of it is the middle.", middle=lambda a, b: (a + b) * 2, finish=lambda a, b: (a + b) / 2),
+        wrong("half_of_low", "missing term", "value", "In the loop half of the lower end is taken for the middle; the upper end is missing.", middle=lambda a, b: a / 2, finish=lambda a, b: (a + b) / 2),
+        wrong("half_of_high", "missing term", "value", "In the loop half of the upper end is taken for the middle; the lower end is missing.", middle=lambda a, b: b / 2, finish=lambda a, b: (a + b) / 2),
+        wrong("result_not_halved", "missing term", "value", "The search is right, but the result is the sum of the two ends: twice the solution.", finish=lambda a, b: a + b),
+        wrong("result_doubled", "wrong function", "value", "The search is right, but the result is four times the solution: the sum of the ends is multiplied where it should be divided.", finish=lambda a, b: (a + b) * 2),
+        wrong("result_half", "missing term", "value", "The search is right, but the result is half of one end: the other end is missing in the mean.", finish=lambda a, b: a / 2),
+        wrong("result_difference", "sign", "value", "The search is right, but the result is half the difference of the ends, which is nearly 0.", finish=lambda a, b: (a - b) / 2),
+        wrong("ends_swap", "exchanged", "value", "In each step the two ends are handed over in the wrong order: the lower one becomes the upper one.", swap=True),
         wrong("upper_share", "wrong function", "value", "cdf(x) = 1 - u is solved: the samples have the right distribution, but x does not belong to its u.", before=lambda u: 1 - u),
         wrong("sorted", "order", "value", "u is sorted first: x_i does not belong to u_i any more.", before=lambda u: u.sort()[0]),
         wrong("fresh", "wrong function", "value", "New random numbers are drawn in the place of u.", before=lambda u: torch.rand(u.shape)),
@@ -468,16 +483,14 @@ def mixture_tails(inputs, outputs, reference):
             laws.expect(name, inputs["far"], outputs[f"{step}.{name}"], want, tol, why=f" far out, in {words}")
 
 
-def mixed(sigmoid=F.logsigmoid, scaled=lambda x, m, s: (x - m) * torch.exp(-s), weights=lambda w: w.log(), pdf=lambda below, above, s: below + above - s,
-          z=lambda log_cdf, log_rest: log_cdf.exp(), ldj=lambda log_pdf, log_cdf, log_rest: log_pdf, end=lambda z, ldj: (z, ldj)):
-    """The mixture CDF in logarithms, for the misconceptions to deviate from."""
+def mixed(scaled=lambda x, m, s: (x - m) * torch.exp(-s), weights=lambda w: w, share=lambda w, u: w * torch.sigmoid(u), collect=lambda t: t.sum(-1), log=torch.log,
+          term=lambda w, b, a, s: w + b + a - s, gather=lambda t: torch.logsumexp(t, -1), z=lambda z: z, ldj=lambda ldj, z: ldj, end=lambda z, ldj: (z, ldj)):
+    """z and ldj of the mixture, piece by piece, for the misconceptions to deviate from."""
 
     def mixture_cdf(x, w, m, s):
-        u = scaled(x[..., None], m, s)
-        below, above, log_w = sigmoid(u), sigmoid(-u), weights(w)
-        log_cdf, log_rest = torch.logsumexp(log_w + below, -1), torch.logsumexp(log_w + above, -1)
-        log_pdf = torch.logsumexp(log_w + pdf(below, above, s), -1)
-        return end(z(log_cdf, log_rest), ldj(log_pdf, log_cdf, log_rest))
+        u, w = scaled(x[..., None], m, s), weights(w)
+        cdf = collect(share(w, u))
+        return end(z(cdf), ldj(gather(term(log(w), F.logsigmoid(u), F.logsigmoid(-u), s)), cdf))
 
     return mixture_cdf
 
@@ -518,33 +531,57 @@ MIXTURE = Exercise(
         Case("gradients reach the parameters", 1, lambda i, o, r: gradient_arrives(o, "", "z and ldj", "the means")),
     ),
     misconceptions=(
-        wrong("ldj_no_scale", "missing term", "ldj", "In `ldj` the slope of the inner map (x - mean) exp(-log_scale) is missing.", pdf=lambda b, a, s: b + a + 0 * s),
-        wrong("ldj_scale_sign", "sign", "ldj", "In `ldj` the log-scale has the wrong sign: a wide component has a gentle slope.", pdf=lambda b, a, s: b + a + s),
-        wrong("ldj_one_sigmoid", "missing term", "ldj", "In `ldj` one factor of the sigmoid's slope is missing: it is sigmoid(u) sigmoid(-u).", pdf=lambda b, a, s: b - s),
-        wrong("ldj_sigmoid_squared", "wrong function", "ldj", "In `ldj` the slope of the sigmoid is taken to be its square; it is sigmoid(u) sigmoid(-u).", pdf=lambda b, a, s: 2 * b - s),
-        wrong("ldj_log_of_z", "wrong function", "ldj", "`ldj` is the logarithm of z; the logarithm of the slope of z is asked for.", ldj=lambda p, c, r: c),
-        wrong("ldj_of_logit", "extra term", "ldj", "`ldj` holds the slope of a logit as well; here z stays the CDF.", ldj=lambda p, c, r: p - c - r),
-        wrong("logit", "extra term", "value", "A logit is applied to the CDF, in `z` and in `ldj`; here z is the CDF itself, between 0 and 1.", z=lambda c, r: c - r, ldj=lambda p, c, r: p - c - r),
-        wrong("z_logit", "extra term", "value", "A logit is applied to the CDF; here z is the CDF itself, between 0 and 1.", z=lambda c, r: c - r),
-        wrong("z_log", "extra term", "value", "`z` is the logarithm of the CDF.", z=lambda c, r: c),
-        wrong("upper_tail", "sign", "value", "`z` is 1 - CDF, the probability to the right of x; it should grow with x.", z=lambda c, r: r.exp()),
-        wrong("scale_sign", "sign", "value", "x - mean is multiplied by exp(log_scale); a large scale should make the step wide, not steep.", scaled=lambda x, m, s: (x - m) * torch.exp(s), pdf=lambda b, a, s: b + a + s),
-        wrong("z_scale_sign", "sign", "value", "In `z` x - mean is multiplied by exp(log_scale); a large scale should make the step wide, not steep.", scaled=lambda x, m, s: (x - m) * torch.exp(s)),
+        wrong("ldj_no_scale", "missing term", "ldj", "In `ldj` the slope of the inner map (x - mean) exp(-log_scale) is missing.", term=lambda w, b, a, s: w + b + a),
+        wrong("ldj_scale_sign", "sign", "ldj", "In `ldj` the log-scale has the wrong sign: a wide component has a gentle slope.", term=lambda w, b, a, s: w + b + a + s),
+        wrong("ldj_one_sigmoid", "missing term", "ldj", "In `ldj` one factor of the sigmoid's slope is missing: it is sigmoid(u) sigmoid(-u).", term=lambda w, b, a, s: w + b - s),
+        wrong("ldj_other_sigmoid", "missing term", "ldj", "In `ldj` one factor of the sigmoid's slope, sigmoid(u), is missing.", term=lambda w, b, a, s: w + a - s),
+        wrong("ldj_no_sigmoids", "missing term", "ldj", "In `ldj` the slope of the sigmoid is missing: only weights and scales are left.", term=lambda w, b, a, s: w - s + 0 * a),
+        wrong("ldj_no_weights", "missing term", "ldj", "In `ldj` the weights are missing.", term=lambda w, b, a, s: b + a - s),
+        wrong("ldj_only_above", "missing term", "ldj", "In `ldj` only one factor of each term's slope is left.", term=lambda w, b, a, s: a - s),
+        wrong("ldj_sigmoid_divided", "sign", "ldj", "In `ldj` one of the two sigmoids is divided by; the slope is their product.", term=lambda w, b, a, s: w + b - a - s),
+        wrong("ldj_other_divided", "sign", "ldj", "In `ldj` the sigmoid itself is divided by; the slope is a product.", term=lambda w, b, a, s: w - b + a - s),
+        wrong("ldj_turned", "sign", "ldj", "In `ldj` the logarithms of all factors have the opposite sign: their reciprocals are added up.", term=lambda w, b, a, s: s - (w + b + a)),
+        wrong("ldj_sigmoid_squared", "sign", "ldj", "In `ldj` the slope of the sigmoid is taken to be its square; it is sigmoid(u) sigmoid(-u).", term=lambda w, b, a, s: w + 2 * b - s),
+        wrong("ldj_tanh", "wrong function", "ldj", "In `ldj` a tanh stands where the logarithm of a sigmoid belongs.", term=lambda w, b, a, s: w + b - torch.tanh(b - a) - s),
+        wrong("ldj_other_tanh", "wrong function", "ldj", "In `ldj` a tanh stands where the logarithm of sigmoid(u) belongs.", term=lambda w, b, a, s: w + torch.tanh(b - a) + a - s),
+        wrong("ldj_weights_not_logged", "missing function", "ldj", "The weights enter the sum of logarithms as they are; among logarithms belongs their logarithm.", log=lambda w: w),
+        wrong("ldj_wrong_axis", "wrong axis", "ldj", "In `ldj` the terms are added up over the points instead of over the components.", gather=lambda t: torch.logsumexp(t, 0)),
+        wrong("ldj_log_of_z", "wrong function", "ldj", "`ldj` is the logarithm of z; the logarithm of the slope of z is asked for.", ldj=lambda ldj, z: z.log()),
+        wrong("ldj_of_logit", "extra term", "ldj", "`ldj` holds the slope of a logit as well; here z stays the CDF.", ldj=lambda ldj, z: ldj - z.log() - torch.log1p(-z)),
+        wrong("logit", "extra term", "value", "A logit is applied to the CDF, in `z` and in `ldj`; here z is the CDF itself, between 0 and 1.", z=torch.logit, ldj=lambda ldj, z: ldj - z.log() - torch.log1p(-z)),
+        wrong("z_logit", "extra term", "value", "A logit is applied to the CDF; here z is the CDF itself, between 0 and 1.", z=torch.logit),
+        wrong("z_log", "extra term", "value", "`z` is the logarithm of the CDF.", z=torch.log),
+        wrong("upper_tail", "sign", "value", "`z` is 1 - CDF, the probability to the right of x; it should grow with x.", z=lambda z: 1 - z),
+        wrong("z_no_sigmoid", "missing function", "value", "The sigmoid is missing: `z` is a straight line in x.", share=lambda w, u: w * u),
+        wrong("z_tanh", "wrong function", "value", "tanh stands in the place of the sigmoid; it runs from -1 to 1, a CDF from 0 to 1.", share=lambda w, u: w * torch.tanh(u)),
+        wrong("z_no_weights", "missing term", "value", "In `z` the sigmoids are added up without their weights.", share=lambda w, u: torch.sigmoid(u) + 0 * w),
+        wrong("z_only_weights", "missing term", "value", "`z` adds up the weights alone: the sigmoids are missing.", share=lambda w, u: w),
+        wrong("z_divided", "sign", "value", "In `z` the weights are divided by the sigmoids.", share=lambda w, u: w / torch.sigmoid(u)),
+        wrong("z_added", "wrong function", "value", "In `z` weights and sigmoids are added; each sigmoid should be multiplied by its weight.", share=lambda w, u: w + torch.sigmoid(u)),
+        wrong("z_no_sum", "shape", "value", "`z` still has one number for each component: the sum over the last dimension is missing.", collect=lambda t: t),
+        wrong("z_sum_over_all", "reduction", "value", "`z` adds up everything to one number; only the components are added up.", collect=lambda t: t.sum()),
+        wrong("z_mean", "reduction", "value", "`z` is a mean over the components; the weights already see to it that the sum is right.", collect=lambda t: t.mean(-1)),
+        wrong("z_keepdim", "shape", "value", "`z` has a dimension of size 1 too many, left over from the sum.", collect=lambda t: t.sum(-1, keepdim=True)),
+        wrong("z_wrong_axis", "wrong axis", "value", "In `z` the sum runs over the points instead of over the components.", collect=lambda t: t.sum(0)),
+        wrong("scale_sign", "sign", "value", "x - mean is multiplied by exp(log_scale), in `z` and in `ldj`; a large scale should make the step wide, not steep.", scaled=lambda x, m, s: (x - m) * torch.exp(s), term=lambda w, b, a, s: w + b + a + s),
+        wrong("z_scale_sign", "sign", "value", "x - mean is multiplied by exp(log_scale); a large scale should make the step wide, not steep.", scaled=lambda x, m, s: (x - m) * torch.exp(s)),
         wrong("scale_not_exp", "missing function", "value", "x - mean is divided by log_scale itself; it is the logarithm of the scale.", scaled=lambda x, m, s: (x - m) / s),
         wrong("scale_times_log", "missing function", "value", "x - mean is multiplied by -log_scale; it is exp(-log_scale) that is meant.", scaled=lambda x, m, s: (x - m) * -s),
-        wrong("scale_forgotten", "missing term", "value", "The scales are not used: all components are equally wide.", scaled=lambda x, m, s: x - m, pdf=lambda b, a, s: b + a + 0 * s),
-        wrong("z_scale_forgotten", "missing term", "value", "In `z` x - mean is not divided by the scale.", scaled=lambda x, m, s: x - m + 0 * s),
+        wrong("scale_added", "wrong function", "value", "exp(-log_scale) is added to x - mean; it should multiply it.", scaled=lambda x, m, s: x - m + torch.exp(-s)),
+        wrong("scale_log", "wrong function", "value", "A logarithm is taken of -log_scale, which is a logarithm already: exp is what undoes it.", scaled=lambda x, m, s: (x - m) * (-s).log()),
+        wrong("scale_forgotten", "missing term", "value", "The scales are not used: all components are equally wide.", scaled=lambda x, m, s: x - m, term=lambda w, b, a, s: w + b + a),
+        wrong("z_scale_forgotten", "missing term", "value", "x - mean is not divided by the scale.", scaled=lambda x, m, s: x - m),
+        wrong("x_forgotten", "missing term", "value", "x does not enter at all: only the means are scaled.", scaled=lambda x, m, s: -m * torch.exp(-s)),
         wrong("mean_sign", "sign", "value", "The means are added to x instead of being subtracted.", scaled=lambda x, m, s: (x + m) * torch.exp(-s)),
         wrong("mean_after_scale", "order", "value", "x is scaled before the mean is subtracted.", scaled=lambda x, m, s: x * torch.exp(-s) - m),
-        wrong("mean_forgotten", "missing term", "value", "The means are not used: all components stand at 0.", scaled=lambda x, m, s: x * torch.exp(-s) + 0 * m),
-        wrong("weights_softmaxed", "extra term", "value", "The weights are put through a softmax, though they are normalised already.", weights=lambda w: w.log_softmax(-1)),
-        wrong("weights_mean", "missing term", "value", "The weights are not used: all components count alike.", weights=lambda w: -math.log(w.shape[-1]) + 0 * w),
-        wrong("weights_left_out", "missing term", "value", "The components are added up without their weights, so z rises beyond 1.", weights=lambda w: 0 * w),
-        wrong("weights_not_logged", "missing function", "value", "The weights enter the sums of logarithms as they are; among logarithms belongs their logarithm.", weights=lambda w: w),
-        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-slope of the inverse map.", ldj=lambda p, c, r: -p),
-        wrong("ldj_slope", "missing function", "ldj", "`ldj` is the slope dz/dx itself; its logarithm is asked for.", ldj=lambda p, c, r: p.exp()),
-        wrong("ldj_summed", "reduction", "ldj", "`ldj` is summed over the entries of x; here every entry keeps its own.", ldj=lambda p, c, r: p.sum(-1)),
-        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero everywhere, though the CDF is no straight line of slope 1.", ldj=lambda p, c, r: 0 * p),
+        wrong("mean_forgotten", "missing term", "value", "The means are not used: all components stand at 0.", scaled=lambda x, m, s: x * torch.exp(-s)),
+        wrong("weights_softmaxed", "extra term", "value", "The weights are put through a softmax, though they are normalised already.", weights=lambda w: w.softmax(-1)),
+        wrong("weights_mean", "missing term", "value", "The weights are not used: all components count alike.", weights=lambda w: torch.ones_like(w) / w.shape[-1]),
+        wrong("weights_left_out", "missing term", "value", "The components are added up without their weights, so z rises beyond 1.", weights=torch.ones_like),
+        wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-slope of the inverse map.", ldj=lambda ldj, z: -ldj),
+        wrong("ldj_slope", "missing function", "ldj", "`ldj` is the slope dz/dx itself; its logarithm is asked for.", ldj=lambda ldj, z: ldj.exp()),
+        wrong("ldj_summed", "reduction", "ldj", "`ldj` is summed over the entries of x; here every entry keeps its own.", ldj=lambda ldj, z: ldj.sum(-1)),
+        wrong("ldj_zero", "missing term", "ldj", "`ldj` is zero everywhere, though the CDF is no straight line of slope 1.", ldj=lambda ldj, z: 0 * ldj),
         wrong("exchanged", "exchanged", "value", "z and ldj are returned in the wrong order.", end=lambda z, ldj: (ldj, z)),
         wrong("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", end=lambda z, ldj: (z.detach(), ldj.detach())),
         wrong("ldj_detached", "detached", "gradient", "`ldj` is cut off from the computation graph, so training would not feel it.", end=lambda z, ldj: (z, ldj.detach())),
@@ -810,6 +847,7 @@ def towards_by_inverse(self, x):
 
 
 wrong = deviating(PlainFlow)
+NOT_ADDED = "The base's log-densities of the coordinates are not added up: the sum over the dimensions is missing, so log_prob is not (B,)."
 FLOW = Exercise(
     id="flow", title="A flow", minutes=15, difficulty=2,
     hints=(
@@ -832,11 +870,13 @@ FLOW = Exercise(
         wrong("ldj_log", "extra term", "value", "A logarithm is taken of ldj, which is the logarithm already.", join=lambda self, p, ldj: p + ldj.abs().log()),
         wrong("ldj_mean", "reduction", "value", "ldj is averaged over the batch; every row has its own.", join=lambda self, p, ldj: p + ldj.mean()),
         wrong("ldj_batch_sum", "reduction", "value", "ldj is summed over the batch; every row has its own.", join=lambda self, p, ldj: p + ldj.sum()),
-        wrong("no_sum", "shape", "value", "The base's log-densities of the coordinates are not added up: the sum over the dimensions is missing, so log_prob is not (B,).",
-              base_log_prob=lambda self, z: self.base.log_prob(z), join=lambda self, p, ldj: p + ldj[:, None]),
+        wrong("no_sum", "shape", "value", NOT_ADDED, base_log_prob=lambda self, z: self.base.log_prob(z)),
+        wrong("no_sum_but_fitted", "shape", "value", NOT_ADDED + " (ldj was given a dimension to make it fit.)", base_log_prob=lambda self, z: self.base.log_prob(z), join=lambda self, p, ldj: p + ldj[:, None]),
+        wrong("unpacked_exchanged", "exchanged", "value", "z and ldj are unpacked in the wrong order: forward returns z first.", towards=lambda self, x: self.transform.forward(x)[::-1]),
+        wrong("base_detached", "detached", "gradient", "The base's term is cut off from the computation graph, so training would feel ldj only.", base_log_prob=lambda self, z: self.base.log_prob(z).sum(-1).detach()),
         wrong("mean_for_sum", "reduction", "value", "The base's log-densities are averaged over the dimensions; independent coordinates multiply their densities, so the logarithms are summed.", base_log_prob=lambda self, z: self.base.log_prob(z).mean(-1)),
         wrong("sum_over_all", "reduction", "value", "The base's log-densities are summed over the batch as well; every row has its own.", base_log_prob=lambda self, z: self.base.log_prob(z).sum()),
-        wrong("sum_over_batch", "wrong axis", "value", "The base's log-densities are summed over the batch instead of over the dimensions.", base_log_prob=lambda self, z: self.base.log_prob(z).sum(0), join=lambda self, p, ldj: p + ldj[: len(p)]),
+        wrong("sum_over_batch", "wrong axis", "value", "The base's log-densities are summed over the batch instead of over the dimensions.", base_log_prob=lambda self, z: self.base.log_prob(z).sum(0)),
         wrong("keepdim", "shape", "value", "The dimension that was summed over is still there, so adding ldj makes a table of (B, B).", base_log_prob=lambda self, z: self.base.log_prob(z).sum(-1, keepdim=True)),
         wrong("first_coordinate", "missing term", "value", "Only the first coordinate's density is used.", base_log_prob=lambda self, z: self.base.log_prob(z)[:, 0]),
         wrong("base_at_x", "wrong function", "value", "The base's density is asked at x; it is a density of z.", log_prob=lambda self, x: self.join(self.base_log_prob(x), self.towards(x)[1])),
@@ -973,6 +1013,22 @@ def ldj_after(self, x):
     return z, total
 
 
+def unpacked_exchanged(self, x):
+    z, total = x, self.start(x)
+    for t in self.order():
+        ldj, z = t.forward(z)
+        total = total + ldj
+    return z, total
+
+
+def start_exchanged(self, x):
+    z, total = self.start(x), x
+    for t in self.order():
+        z, ldj = t.forward(z)
+        total = total + ldj
+    return z, total
+
+
 def turned_in_place(self, z):
     self.kept = self.kept[::-1]
     for t in self.kept:
@@ -1028,6 +1084,9 @@ COMPOSE = Exercise(
         wrong("ldj_subtracted", "sign", "ldj", "The transforms' ldj are subtracted from the sum.", add=lambda self, total, ldj: total - ldj),
         wrong("ldj_at_x", "wrong function", "ldj", "Every transform's ldj is taken at x; it belongs to the point that the transform acts on, which the earlier ones have moved.", forward=ldj_at_x),
         wrong("ldj_after", "off by one", "ldj", "Every transform's ldj is taken at the point after it has acted; it belongs to the point before.", forward=ldj_after),
+        wrong("returned_exchanged", "exchanged", "forward", "forward returns ldj first; it should be z, ldj.", forward=lambda self, x: PlainCompose.forward(self, x)[::-1]),
+        wrong("unpacked_exchanged", "exchanged", "forward", "In forward the result of a transform is unpacked in the wrong order: z comes first, then ldj.", forward=unpacked_exchanged),
+        wrong("start_exchanged", "exchanged", "forward", "forward begins with zeros for the point and with x for the sum: the two are exchanged.", forward=start_exchanged),
         wrong("each_on_x", "wrong function", "forward", "Every transform acts on x itself, so only the last one shows; each should act on the result of the one before.", forward=each_on_x),
         wrong("inverse_each_on_z", "wrong function", "inverse", "In inverse every transform acts on z itself; each should act on the result of the one before.", inverse=inverse_of_z),
         wrong("inverse_is_forward", "direction", "inverse", "inverse runs the transforms forward once more.", inverse=forward_again),
@@ -1051,7 +1110,7 @@ COMPOSE = Exercise(
 
 # --- planar, radial, sylvester: layers with weights of their own -------------------------------------------------------
 
-RANDOM, AGAINST = 6, 6  # draws of the weights, and of weights that point against each other (autograder.probes.lesson01.values)
+RANDOM, AGAINST = 8, 6  # draws of the weights, the first two of positive numbers; and of weights that point against each other (autograder.probes.lesson01.values)
 FINE = 2e-3  # step of the difference quotients: where a determinant is nearly 0 its logarithm needs more digits
 
 
@@ -1060,7 +1119,9 @@ def bent_inputs(rng, D, points, weights):
     ways = rng.standard_normal((2, 1, D))
     line = (np.linspace(-6, 6, 121)[:, None] * ways / np.linalg.norm(ways, axis=-1, keepdims=True)).reshape(-1, D)
     against = rng.uniform(0.8, 1.4, (AGAINST, weights)) * rng.choice([-1, 1], weights) * (-1.0) ** np.arange(AGAINST)[:, None]
-    return {"x": x, "near": laws.near(x, FINE), "step": np.array(FINE), "line": line, "draws": np.concatenate([rng.standard_normal((RANDOM, weights)), against]),
+    free = rng.standard_normal((RANDOM, weights))
+    free[1:3] = 0.8 + 0.4 * np.abs(free[1:3])
+    return {"x": x, "near": laws.near(x, FINE), "step": np.array(FINE), "line": line, "draws": np.concatenate([free, against]),
             "factors": np.repeat([[0.4, 2.5], [2.5, 0.4], [1, 1]], 2, axis=0), "noise": rng.integers(2**31), "c": rng.standard_normal((points, D))} | pictures.grid()
 
 
@@ -1073,10 +1134,14 @@ def for_all_weights(law):
     """A case's judge that asks `law(inputs, outputs, prefix)` for each draw of the weights."""
 
     def judge(inputs, outputs, reference):
-        for prefix in draws(inputs):
-            law(inputs | {prefix + "x": inputs["x"]}, outputs, prefix)
+        each_draw(law, inputs, outputs)
 
     return judge
+
+
+def each_draw(law, inputs, outputs):
+    """[law(inputs, outputs, prefix), ...] for each draw of the weights."""
+    return [law(inputs | {prefix + "x": inputs["x"]}, outputs, prefix) for prefix in draws(inputs)]
 
 
 def bent_shapes(inputs, outputs, reference):
@@ -1110,10 +1175,20 @@ def bent_ldj(inputs, outputs, prefix):
     laws.ldj_is_log_det(inputs, outputs, prefix)
 
 
+def not_too_tight(dets):
+    """Over all weights the determinants dets lie on both sides of 1, and above 0: what is constrained can still move."""
+    if dets.max() < 1 + 1e-6 or dets.min() > 1 - 1e-6:
+        raise Fail("The constraint is too tight: whatever the weights, the layer only " + ("squeezes" if dets.max() < 1 + 1e-6 else "stretches") + ", it never does the opposite.")
+
+
+def determinants(inputs, outputs, prefix):
+    """det dz/dx (B,) of the student's own forward."""
+    return np.linalg.det(laws.own_jacobian(inputs, outputs, prefix)[0])
+
+
 def positive_everywhere(inputs, outputs, prefix):
     """The determinant has one sign, so the map does not fold."""
-    J, _ = laws.own_jacobian(inputs, outputs, prefix)
-    det = np.linalg.det(J)
+    det = determinants(inputs, outputs, prefix)
     if (det <= 0).any():
         i = laws.first_bad(inputs["x"], det <= 0)
         raise Fail("With some weights forward folds space: its determinant is negative somewhere, so two points land on one. The constraint must hold for any values of the parameters.",
@@ -1183,6 +1258,11 @@ def tanh_ridge(inputs, outputs, prefix):
         raise Fail("Along w the displacement z - x is not u times tanh(w.x + b).")
 
 
+def invertible_planar(inputs, outputs, reference):
+    each_draw(unfolded, inputs, outputs)
+    not_too_tight(np.concatenate(each_draw(determinants, inputs, outputs)))
+
+
 def unfolded(inputs, outputs, prefix):
     """Along w the image only goes forward: w.z increases with w.x."""
     _, w, _, _ = ridge(inputs, outputs, prefix)
@@ -1193,6 +1273,12 @@ def unfolded(inputs, outputs, prefix):
         i = int(np.flatnonzero(back)[np.abs(before[order][:-1][back]).argmin()])
         raise Fail("With some weights forward folds space: along w the image goes back, so two points land on one. The constraint w.u > -1 must hold for any values of the parameters.",
                    f"w.x from {before[order][i]:.3g} to {before[order][i + 1]:.3g}: w.z from {after[order][i]:.3g} to {after[order][i + 1]:.3g} (w of length 1)")
+
+
+def planar_trained(inputs, outputs, reference):
+    every_weight(lambda D: 2 * D + 1, "w, u and b")(inputs, outputs, reference)
+    if all(abs(u @ w) > 1 - 1e-6 for u, w, _, _ in each_draw(ridge, inputs, outputs)):
+        raise Fail("Whatever the weights, u points along w; it should be free to point anywhere.")
 
 
 class PlainPlanar(nn.Module):
@@ -1258,16 +1344,20 @@ PLANAR = Exercise(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 1, bent_shapes),
         Case("z = x + u tanh(w.x + b)", 2, for_all_weights(tanh_ridge)),
         Case("ldj = log|det dz/dx|, with any weights", 3, for_all_weights(bent_ldj)),
-        Case("invertible with any weights: w.u > -1", 2, for_all_weights(unfolded)),
+        Case("invertible with any weights: w.u > -1", 2, invertible_planar),
         Case("no determinant is computed", 1, no_determinant),
-        Case("w, u and b can be trained", 1, every_weight(lambda D: 2 * D + 1, "w, u and b")),
+        Case("w, u and b can be trained", 1, planar_trained),
     ),
     misconceptions=(
         wrong("h_for_slope", "missing function", "ldj", "In `ldj` stands h = tanh(a) where its slope h' belongs.", slope=lambda self, h: h),
         wrong("slope_no_square", "missing function", "ldj", "The slope of tanh is taken to be 1 - h; the square of h is missing.", slope=lambda self, h: 1 - h),
         wrong("slope_plus", "sign", "ldj", "The slope of tanh is taken to be 1 + h^2; it is greatest where h = 0.", slope=lambda self, h: 1 + h**2),
         wrong("slope_of_sigmoid", "wrong function", "ldj", "h (1 - h) is the slope of a sigmoid; this is a tanh.", slope=lambda self, h: h * (1 - h)),
-        wrong("slope_one", "missing term", "ldj", "In `ldj` the slope h' is missing: the determinant differs from point to point.", det=lambda self, u, s, h: 1 + (self.w @ u) + 0 * h),
+        wrong("slope_one", "missing term", "ldj", "In `ldj` the slope h' is missing: the determinant differs from point to point.", det=lambda self, u, s, h: 1 + self.w @ u),
+        wrong("slope_square_only", "missing term", "ldj", "The slope of tanh is taken to be -h^2; the 1 is missing.", slope=lambda self, h: -h**2),
+        wrong("no_wu", "missing term", "ldj", "In the determinant w.u is missing.", det=lambda self, u, s, h: 1 + s),
+        wrong("slope_plus_wu", "wrong function", "ldj", "In the determinant h' and w.u are added; they should be multiplied.", det=lambda self, u, s, h: 1 + s + self.w @ u),
+        wrong("slope_over_wu", "sign", "ldj", "In the determinant h' is divided by w.u.", det=lambda self, u, s, h: 1 + s / (self.w @ u)),
         wrong("no_one", "missing term", "ldj", "The 1 of the identity is missing in the determinant.", det=lambda self, u, s, h: (self.w @ u) * s),
         wrong("minus", "sign", "ldj", "In the determinant the low-rank term has the wrong sign.", det=lambda self, u, s, h: 1 - (self.w @ u) * s),
         wrong("trace", "missing function", "ldj", "`ldj` is w.u h', the trace of the low-rank term; for small weights only is log(1 + t) nearly t.", log=lambda self, det: det - 1),
@@ -1277,6 +1367,7 @@ PLANAR = Exercise(
         wrong("u_squared", "wrong function", "ldj", "In the determinant stands u.u where w.u belongs.", det=lambda self, u, s, h: 1 + (u @ u) * s),
         wrong("u_summed", "missing term", "ldj", "In the determinant the entries of u are added up without w.", det=lambda self, u, s, h: 1 + u.sum() * s),
         wrong("no_log", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", log=lambda self, det: det.abs()),
+        wrong("returned_exchanged", "exchanged", "forward", "forward returns ldj first; it should be z, ldj.", forward=lambda self, x: PlainPlanar.forward(self, x)[::-1]),
         wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-determinant of the inverse map.", ldj=lambda self, right: -right),
         wrong("ldj_keepdim", "shape", "ldj", "`ldj` has shape (B, 1); it should be (B,).", ldj=lambda self, right: right[:, None]),
         wrong("ldj_batch_sum", "reduction", "ldj", "`ldj` adds up the whole batch; every row needs its own number, shape (B,).", ldj=lambda self, right: right.sum()),
@@ -1289,10 +1380,24 @@ PLANAR = Exercise(
         wrong("constraint_no_difference", "missing term", "parameters", "The constraint adds m(w.u) along w; w.u itself must be taken away first, so that m(w.u) is what remains.", pushed=lambda self: self.u + self.above(self.w @ self.u) * self.w / (self.w @ self.w)),
         wrong("constraint_length", "missing function", "parameters", "The push along w is divided by |w|; it takes |w|^2 to change w.u by the right amount.", pushed=lambda self: self.u + (self.above(self.w @ self.u) - self.w @ self.u) * self.w / self.w.norm()),
         wrong("constraint_not_divided", "missing term", "parameters", "The push along w is not divided by |w|^2.", pushed=lambda self: self.u + (self.above(self.w @ self.u) - self.w @ self.u) * self.w),
+        wrong("constraint_sum", "sign", "parameters", "In the constraint w.u is added to m(w.u); it must be taken away.", pushed=lambda self: self.u + (self.above(self.w @ self.u) + self.w @ self.u) * self.w / (self.w @ self.w)),
+        wrong("constraint_turned", "sign", "parameters", "The push along w has the wrong sign: it drives w.u away from m(w.u).", pushed=lambda self: self.u - (self.above(self.w @ self.u) - self.w @ self.u) * self.w / (self.w @ self.w)),
+        wrong("constraint_only_away", "missing term", "parameters", "The part of u along w is taken away, but m(w.u) is not put in its place: w.u is always 0.", pushed=lambda self: self.u - (self.w @ self.u) * self.w / (self.w @ self.w)),
+        wrong("constraint_u_lost", "missing term", "parameters", "Only the push along w is left of u; it should be added to u.", pushed=lambda self: (self.above(self.w @ self.u) - self.w @ self.u) * self.w / (self.w @ self.w)),
+        wrong("constraint_no_direction", "missing term", "parameters", "The push is one number, added to all entries of u alike; it should go along w.", pushed=lambda self: self.u + (self.above(self.w @ self.u) - self.w @ self.u) / (self.w @ self.w)),
+        wrong("constraint_only_w", "missing term", "parameters", "u is pushed by w / |w|^2, whatever w.u is; the push should be as long as w.u is off.", pushed=lambda self: self.u + self.w / (self.w @ self.w)),
+        wrong("constraint_multiplied", "sign", "parameters", "The push along w is multiplied by |w|^2 where it should be divided.", pushed=lambda self: self.u + (self.above(self.w @ self.u) - self.w @ self.u) * self.w * (self.w @ self.w)),
+        wrong("constraint_at_minus_one", "missing term", "parameters", "w.u is always exactly -1: the determinant vanishes where w.x + b = 0, and u cannot learn.", above=lambda self, wu: -1 + 0 * wu),
+        wrong("constraint_positive", "missing term", "parameters", "w.u is always positive: the layer can stretch space but never squeeze it.", above=lambda self, wu: F.softplus(wu)),
         wrong("constraint_along_u", "exchanged", "parameters", "The push goes along u; only along w does it change w.u without anything else.", pushed=lambda self: self.u + (self.above(self.w @ self.u) - self.w @ self.u) * self.u / (self.w @ self.w)),
         wrong("forward_no_x", "missing term", "forward", "z is the displacement alone; it should be added to x.", move=lambda self, x, u, h: u * h[:, None] + 0 * x),
         wrong("forward_minus", "sign", "forward", "The displacement is subtracted from x.", move=lambda self, x, u, h: x - u * h[:, None]),
         wrong("forward_raw_u", "missing function", "forward", "z is made with the free u; the constrained one belongs there.", move=lambda self, x, u, h: x + self.u * h[:, None]),
+        wrong("forward_nothing", "missing term", "forward", "forward returns x: the displacement is missing.", move=lambda self, x, u, h: x),
+        wrong("forward_no_u", "missing term", "forward", "All coordinates are moved by h alone; the points should move along u.", move=lambda self, x, u, h: x + h[:, None]),
+        wrong("forward_no_h", "missing term", "forward", "All points are moved by u alone: the bend h is missing.", move=lambda self, x, u, h: x + u),
+        wrong("forward_h_plus_u", "wrong function", "forward", "h and u are added; u should be multiplied by h.", move=lambda self, x, u, h: x + (h[:, None] + u)),
+        wrong("forward_h_over_u", "sign", "forward", "h is divided by u; u should be multiplied by h.", move=lambda self, x, u, h: x + h[:, None] / u),
         wrong("forward_along_w", "exchanged", "forward", "The points are moved along w; they should move along u.", move=lambda self, x, u, h: x + self.w * h[:, None]),
         wrong("forward_times_x", "extra term", "forward", "The displacement is multiplied by x.", move=lambda self, x, u, h: x + x * u * h[:, None]),
         wrong("sigmoid", "wrong function", "forward", "The bend is a sigmoid; here it is a tanh.", height=lambda self, x: torch.sigmoid(x @ self.w + self.b)),
@@ -1338,6 +1443,15 @@ def radial_constraint(inputs, outputs, prefix):
         raise Fail("beta falls below -alpha with some weights: points near the centre are carried past it, and the layer folds space.", f"alpha = {alpha:.3g}, beta = {beta:.3g}")
 
 
+def invertible_radial(inputs, outputs, reference):
+    each_draw(radial_constraint, inputs, outputs)
+    not_too_tight(1 + np.array([beta / alpha for alpha, beta in each_draw(centre_and_pull, inputs, outputs)]))
+
+
+def log_size(det):
+    return det.abs().log()
+
+
 class PlainRadial(nn.Module):
     """z = x + beta (x - x0) h(r), h = 1 / (alpha + r), with alpha = exp(a) and beta = -alpha + log(1 + e^b)."""
 
@@ -1361,10 +1475,10 @@ class PlainRadial(nn.Module):
         return x + beta * h[:, None] * away
 
     def across(self, beta, h, dim):
-        return (dim - 1) * torch.log1p(beta * h)
+        return (dim - 1) * log_size(1 + beta * h)
 
     def along(self, beta, h, r):
-        return torch.log1p(beta * h - beta * r * h**2)
+        return log_size(1 + beta * h - beta * r * h**2)
 
     def ldj(self, right):
         return right
@@ -1389,32 +1503,61 @@ RADIAL = Exercise(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 0.5, bent_shapes),
         Case("z = x + beta (x - x0) / (alpha + r)", 1, for_all_weights(radial_form)),
         Case("ldj = log|det dz/dx|, with any weights", 1.5, for_all_weights(bent_ldj)),
-        Case("invertible with any weights: alpha > 0, beta > -alpha", 0.5, for_all_weights(radial_constraint)),
+        Case("invertible with any weights: alpha > 0, beta > -alpha", 0.5, invertible_radial),
         Case("x0, alpha and beta can be trained", 0.5, every_weight(lambda D: D + 2, "x0, alpha and beta")),
     ),
     misconceptions=(
-        wrong("across_dim", "off by one", "ldj", "All D directions are counted as lying across the ray; one of them lies along it.", across=lambda self, b, h, D: D * torch.log1p(b * h)),
-        wrong("across_once", "missing term", "ldj", "Only one of the D - 1 directions across the ray is counted.", across=lambda self, b, h, D: torch.log1p(b * h)),
+        wrong("across_dim", "off by one", "ldj", "All D directions are counted as lying across the ray; one of them lies along it.", across=lambda self, b, h, D: D * log_size(1 + b * h)),
+        wrong("across_more", "sign", "ldj", "D + 1 directions are counted as lying across the ray; there are D - 1.", across=lambda self, b, h, D: (D + 1) * log_size(1 + b * h)),
+        wrong("across_once", "missing term", "ldj", "Only one of the D - 1 directions across the ray is counted.", across=lambda self, b, h, D: log_size(1 + b * h)),
         wrong("across_missing", "missing term", "ldj", "The D - 1 directions across the ray are not counted.", across=lambda self, b, h, D: 0 * h),
+        wrong("across_divided", "sign", "ldj", "The part across the ray is divided by the number of directions, or divides it; each of the D - 1 directions adds its own.", across=lambda self, b, h, D: (D - 1) / log_size(1 + b * h)),
+        wrong("across_rows", "exchanged", "ldj", "The number of rows of the batch is taken for the number of dimensions.", across=lambda self, b, h, D: (len(h) - 1) * log_size(1 + b * h)),
+        wrong("across_no_log", "missing function", "ldj", "The stretch across the ray enters without its logarithm.", across=lambda self, b, h, D: (D - 1) * (1 + b * h).abs()),
+        wrong("across_sign", "sign", "ldj", "In the stretch across the ray beta has the wrong sign.", across=lambda self, b, h, D: (D - 1) * log_size(1 - b * h)),
+        wrong("across_no_one", "missing term", "ldj", "In the stretch across the ray the 1 is missing.", across=lambda self, b, h, D: (D - 1) * log_size(b * h)),
+        wrong("across_no_beta", "missing term", "ldj", "In the stretch across the ray beta is missing.", across=lambda self, b, h, D: (D - 1) * log_size(1 + h)),
+        wrong("across_no_h", "missing term", "ldj", "In the stretch across the ray h is missing.", across=lambda self, b, h, D: (D - 1) * log_size(1 + b)),
+        wrong("across_subtracted", "sign", "ldj", "The two parts of the log-determinant are subtracted from each other; stretches multiply, so their logarithms add up.", across=lambda self, b, h, D: -(D - 1) * log_size(1 + b * h), ldj=lambda self, right: -right),
+        wrong("along_subtracted", "sign", "ldj", "The part along the ray is subtracted; stretches multiply, so their logarithms add up.", along=lambda self, b, h, r: -log_size(1 + b * h - b * r * h**2)),
         wrong("along_missing", "missing term", "ldj", "The direction along the ray is not counted.", along=lambda self, b, h, r: 0 * h),
-        wrong("along_like_across", "wrong function", "ldj", "Along the ray the stretch is taken to be the same as across it; there h changes with r as well.", along=lambda self, b, h, r: torch.log1p(b * h)),
-        wrong("slope_sign", "sign", "ldj", "The slope of h has the wrong sign: h falls with r.", along=lambda self, b, h, r: torch.log1p(b * h + b * r * h**2)),
-        wrong("slope_no_square", "missing function", "ldj", "The slope of 1 / (alpha + r) has a square in it.", along=lambda self, b, h, r: torch.log((1 + b * h - b * r * h).abs())),
-        wrong("slope_no_r", "missing term", "ldj", "In the stretch along the ray the factor r of the slope of h is missing.", along=lambda self, b, h, r: torch.log((1 + b * h - b * h**2).abs())),
+        wrong("along_no_log", "missing function", "ldj", "The stretch along the ray enters without its logarithm.", along=lambda self, b, h, r: (1 + b * h - b * r * h**2).abs()),
+        wrong("along_like_across", "missing term", "ldj", "Along the ray the stretch is taken to be the same as across it; there h changes with r as well.", along=lambda self, b, h, r: log_size(1 + b * h)),
+        wrong("along_only_slope", "missing term", "ldj", "Along the ray only the change of h is counted, not h itself.", along=lambda self, b, h, r: log_size(1 - b * r * h**2)),
+        wrong("along_no_one", "missing term", "ldj", "In the stretch along the ray the 1 is missing.", along=lambda self, b, h, r: log_size(b * h - b * r * h**2)),
+        wrong("along_sign", "sign", "ldj", "In the stretch along the ray beta h has the wrong sign.", along=lambda self, b, h, r: log_size(1 - b * h - b * r * h**2)),
+        wrong("slope_sign", "sign", "ldj", "The slope of h has the wrong sign: h falls with r.", along=lambda self, b, h, r: log_size(1 + b * h + b * r * h**2)),
+        wrong("slope_no_square", "missing function", "ldj", "The slope of 1 / (alpha + r) has a square in it.", along=lambda self, b, h, r: log_size(1 + b * h - b * r * h)),
+        wrong("slope_no_h", "missing term", "ldj", "The slope of h is taken to be -1; it falls with the square of alpha + r.", along=lambda self, b, h, r: log_size(1 + b * h - b * r)),
+        wrong("slope_no_r", "missing term", "ldj", "In the stretch along the ray the factor r of the slope of h is missing.", along=lambda self, b, h, r: log_size(1 + b * h - b * h**2)),
+        wrong("slope_no_beta", "missing term", "ldj", "In the stretch along the ray the factor beta of the slope of h is missing.", along=lambda self, b, h, r: log_size(1 + b * h - r * h**2)),
+        wrong("returned_exchanged", "exchanged", "forward", "forward returns ldj first; it should be z, ldj.", forward=lambda self, x: PlainRadial.forward(self, x)[::-1]),
         wrong("ldj_no_log", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, right: right.exp()),
         wrong("ldj_sign", "sign", "ldj", "`ldj` has the wrong sign: it is the log-determinant of the inverse map.", ldj=lambda self, right: -right),
         wrong("ldj_keepdim", "shape", "ldj", "`ldj` has shape (B, 1); it should be (B,).", ldj=lambda self, right: right[:, None]),
         wrong("ldj_batch_sum", "reduction", "ldj", "`ldj` adds up the whole batch; every row needs its own number, shape (B,).", ldj=lambda self, right: right.sum()),
         wrong("ldj_one_number", "reduction", "ldj", "`ldj` is averaged over the batch; every row needs its own number, shape (B,).", ldj=lambda self, right: right.mean()),
         wrong("radius_of_batch", "wrong axis", "forward", "The distance is that of the whole batch taken as one long vector; each row has its own.", radius=lambda self, away: away.norm().expand(len(away))),
+        wrong("h_no_alpha", "missing term", "forward", "alpha is missing in h: at the centre the layer divides by zero.", h=lambda self, alpha, r: 1 / r),
+        wrong("h_no_radius", "missing term", "forward", "h is 1 / alpha at every distance: the pull does not fade.", h=lambda self, alpha, r: 1 / alpha + 0 * r),
+        wrong("h_difference", "sign", "forward", "In h the distance is subtracted from alpha; it should be added.", h=lambda self, alpha, r: 1 / (alpha - r)),
+        wrong("h_not_inverted", "sign", "forward", "h is alpha + r itself; it should be its reciprocal, so that the pull fades.", h=lambda self, alpha, r: alpha + r),
         wrong("radius_squared", "extra term", "forward", "The distance is not taken, but its square.", radius=lambda self, away: (away**2).sum(-1)),
         wrong("radius_sum", "wrong function", "forward", "The distance is taken as the sum of the coordinates' sizes; here it is the Euclidean one.", radius=lambda self, away: away.abs().sum(-1)),
         wrong("forward_no_x", "missing term", "forward", "z is the displacement alone; it should be added to x.", move=lambda self, x, away, b, h: b * h[:, None] * away),
         wrong("forward_minus", "sign", "forward", "The displacement is subtracted from x.", move=lambda self, x, away, b, h: x - b * h[:, None] * away),
+        wrong("forward_nothing", "missing term", "forward", "forward returns x: the displacement is missing.", move=lambda self, x, away, b, h: x),
+        wrong("forward_no_beta", "missing term", "forward", "In the displacement beta is missing.", move=lambda self, x, away, b, h: x + h[:, None] * away),
+        wrong("forward_no_h", "missing term", "forward", "In the displacement h is missing: the pull does not fade with the distance.", move=lambda self, x, away, b, h: x + b * away),
+        wrong("forward_no_away", "missing term", "forward", "The displacement is one number for all coordinates; it should point away from x0.", move=lambda self, x, away, b, h: x + b * h[:, None]),
+        wrong("forward_b_over_h", "sign", "forward", "beta is divided by h; it should be multiplied.", move=lambda self, x, away, b, h: x + b / h[:, None] * away),
         wrong("forward_from_origin", "missing term", "forward", "The displacement points away from the origin; it should point away from x0.", move=lambda self, x, away, b, h: x + b * h[:, None] * x),
         wrong("added_to_x0", "exchanged", "forward", "The displacement is added to x0 instead of x.", move=lambda self, x, away, b, h: self.x0 + b * h[:, None] * away),
         wrong("beta_free", "missing function", "parameters", "Nothing keeps beta above -alpha: with some weights the layer folds space.", beta=lambda self, alpha: self.b + 0 * alpha),
         wrong("beta_no_softplus", "missing function", "parameters", "The softplus is missing: beta is only shifted by -alpha, and may still be anything.", beta=lambda self, alpha: -alpha + self.b),
+        wrong("beta_positive", "missing term", "parameters", "beta is always positive: the layer can push points away in latent space, but never pull them in.", beta=lambda self, alpha: F.softplus(self.b)),
+        wrong("beta_above_alpha", "sign", "parameters", "beta is kept above alpha; it may lie anywhere above -alpha.", beta=lambda self, alpha: F.softplus(self.b) + alpha),
+        wrong("beta_only_alpha", "missing term", "parameters", "beta is -alpha, always: it cannot learn.", beta=lambda self, alpha: -alpha),
         wrong("beta_minus", "sign", "parameters", "beta is pushed below -alpha instead of above.", beta=lambda self, alpha: -alpha - F.softplus(self.b)),
         wrong("alpha_free", "missing function", "parameters", "Nothing keeps alpha positive.", alpha=lambda self: self.a),
     ),
@@ -1445,9 +1588,20 @@ def low_rank(inputs, outputs, prefix):
         raise Fail(f"With m = {RANK} z - x should depend on x through m combinations of its coordinates only.")
 
 
-def upright(inputs, outputs, prefix):
-    displacements(inputs, outputs, prefix)
-    positive_everywhere(inputs, outputs, prefix)
+def invertible_sylvester(inputs, outputs, reference):
+    each_draw(displacements, inputs, outputs)
+    each_draw(positive_everywhere, inputs, outputs)
+    not_too_tight(np.concatenate(each_draw(determinants, inputs, outputs)))
+
+
+def triangles_trained(inputs, outputs, reference):
+    """Of the numbers that are not Q's (whose parameters come in columns of length D) enough have an effect."""
+    every_weight(lambda D: RANK * (RANK + 1) + RANK, "two triangles and b")(inputs, outputs, reference)
+    sizes, used, D = outputs["parameters.sizes"], outputs["gradient.entries"], inputs["x"].shape[1]
+    others = sizes % D != 0
+    moved, wanted = used[others].sum() if others.any() else used.sum(), RANK * (RANK + 1) + RANK
+    if moved < wanted:
+        raise Fail(f"Beside Q only {moved} numbers of the layer have an effect on z and ldj; two triangles with their diagonals, and b, hold {wanted} for m = {RANK}.")
 
 
 class PlainSylvester(nn.Module):
@@ -1501,13 +1655,13 @@ SYLVESTER = Exercise(
         "`torch.linalg.qr(frame)[0]` makes orthonormal columns of any (dim, m) matrix. With rows of points the formula reads h = tanh(x @ Q @ Rt.T + b) and z = x + h @ R.T @ Q.T.",
         "The identity makes a determinant of size m of the one of size D, and Q^T Q is the identity. What is left, I + diag(h') Rt R, is triangular. Write r_ii as a constrained product divided by a positive rt_ii.",
     ),
-    inputs=lambda rng: bent_inputs(rng, 4, 32, 24) | {"m": np.array(RANK)}, reference=lambda: (PlainSylvester,),
+    inputs=lambda rng: bent_inputs(rng, 5, 24, 32) | {"m": np.array(RANK)}, reference=lambda: (PlainSylvester,),
     cases=(
         Case("shapes: z (B, D), ldj (B,); x left as it was", 0.5, bent_shapes),
         Case("z - x is bent, in m dimensions", 1.5, for_all_weights(low_rank)),
         Case("ldj = log|det dz/dx|, with any weights", 2, for_all_weights(bent_ldj)),
-        Case("invertible with any weights", 1.5, for_all_weights(upright)),
-        Case("R, Rt and b can be trained", 0.5, every_weight(lambda D: RANK * (RANK + 1) + RANK, "two triangles and b")),
+        Case("invertible with any weights", 1.5, invertible_sylvester),
+        Case("R, Rt and b can be trained", 0.5, triangles_trained),
     ),
     misconceptions=(
         wrong("h_for_slope", "missing function", "ldj", "In `ldj` stands h = tanh(a) where its slope h' belongs.", slope=lambda self, h: h),
@@ -1515,9 +1669,19 @@ SYLVESTER = Exercise(
         wrong("no_one", "missing term", "ldj", "The 1 of the identity is missing in the determinant.", terms=lambda self, r, rt, s: s * r.diagonal() * rt.diagonal()),
         wrong("no_rt", "missing term", "ldj", "In `ldj` the diagonal of Rt is missing.", terms=lambda self, r, rt, s: 1 + s * r.diagonal()),
         wrong("no_r", "missing term", "ldj", "In `ldj` the diagonal of R is missing.", terms=lambda self, r, rt, s: 1 + s * rt.diagonal()),
-        wrong("no_slope", "missing term", "ldj", "In `ldj` the slope h' is missing.", terms=lambda self, r, rt, s: 1 + 0 * s + r.diagonal() * rt.diagonal()),
+        wrong("no_slope", "missing term", "ldj", "In `ldj` the slope h' is missing.", terms=lambda self, r, rt, s: 1 + r.diagonal() * rt.diagonal()),
         wrong("minus", "sign", "ldj", "In the determinant the low-rank term has the wrong sign.", terms=lambda self, r, rt, s: 1 - s * r.diagonal() * rt.diagonal()),
         wrong("trace", "missing function", "ldj", "`ldj` is the sum of h'_i r_ii rt_ii, the trace of the low-rank term; the logarithm of the determinant is asked for.", ldj=lambda self, t: (t - 1).sum(-1)),
+        wrong("slope_plus", "sign", "ldj", "The slope of tanh is taken to be 1 + h^2; it is greatest where h = 0.", slope=lambda self, h: 1 + h**2),
+        wrong("slope_square_only", "missing term", "ldj", "The slope of tanh is taken to be -h^2; the 1 is missing.", slope=lambda self, h: -h**2),
+        wrong("only_slope", "missing term", "ldj", "In `ldj` both diagonals are missing.", terms=lambda self, r, rt, s: 1 + s),
+        wrong("sum_of_factors", "wrong function", "ldj", "In `ldj` the factors h' r_ii and rt_ii are added; they should be multiplied.", terms=lambda self, r, rt, s: 1 + (s * r.diagonal() + rt.diagonal())),
+        wrong("slope_plus_r", "wrong function", "ldj", "In `ldj` h' and r_ii are added; they should be multiplied.", terms=lambda self, r, rt, s: 1 + (s + r.diagonal()) * rt.diagonal()),
+        wrong("quotient_rt", "sign", "ldj", "In `ldj` the diagonal of Rt is divided by; it should be multiplied.", terms=lambda self, r, rt, s: 1 + s * r.diagonal() / rt.diagonal()),
+        wrong("quotient_r", "sign", "ldj", "In `ldj` the diagonal of R is divided by; it should be multiplied.", terms=lambda self, r, rt, s: 1 + s / r.diagonal() * rt.diagonal()),
+        wrong("wrong_axis", "wrong axis", "ldj", "`ldj` is summed over the batch instead of over the m directions.", ldj=lambda self, t: t.abs().log().sum(0)),
+        wrong("ldj_not_logged", "missing function", "ldj", "`ldj` adds up the factors of the determinant; their logarithms should be added.", ldj=lambda self, t: t.abs().sum(-1)),
+        wrong("returned_exchanged", "exchanged", "forward", "forward returns ldj first; it should be z, ldj.", forward=lambda self, x: PlainSylvester.forward(self, x)[::-1]),
         wrong("log_of_sum", "order", "ldj", "The logarithm of a sum is taken; the determinant is a product, so the logarithms are summed.", ldj=lambda self, t: t.sum(-1).abs().log()),
         wrong("no_log", "missing function", "ldj", "`ldj` is the determinant itself; its logarithm is asked for.", ldj=lambda self, t: t.prod(-1).abs()),
         wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the m directions; the logarithm of a product is a sum.", ldj=lambda self, t: t.abs().log().mean(-1)),
@@ -1529,6 +1693,17 @@ SYLVESTER = Exercise(
         wrong("only_normalised", "missing function", "parameters", "The columns of Q have length 1 but are not orthogonal to each other, so Q^T Q is not the identity.", q=lambda self: self.frame / self.frame.norm(dim=0)),
         wrong("not_triangular", "missing function", "parameters", "R and Rt are not triangular, so the determinant is not the product of the diagonal.", triangle=lambda self, r: r - torch.diag(r.diagonal())),
         wrong("no_constraint", "missing function", "parameters", "Nothing keeps r_ii rt_ii above -1: with some weights the layer folds space.", factors=lambda self: (self.r.triu(), self.rt.triu())),
+        wrong("constraint_sign", "sign", "parameters", "The products r_ii rt_ii are pushed below -1 instead of above.", products=lambda self, raw: -1 - F.softplus(raw)),
+        wrong("constraint_at_minus_one", "missing term", "parameters", "The products r_ii rt_ii are always exactly -1, where the determinant vanishes, and the diagonal of R cannot learn.", products=lambda self, raw: -1 + 0 * raw),
+        wrong("constraint_positive", "missing term", "parameters", "The products r_ii rt_ii are always positive: the layer can stretch space but never squeeze it.", products=lambda self, raw: F.softplus(raw)),
+        wrong("diagonal_r", "missing term", "parameters", "R has nothing above its diagonal: a triangle is asked for.", factors=lambda self: (torch.diag(PlainSylvester.factors(self)[0].diagonal()), PlainSylvester.factors(self)[1])),
+        wrong("diagonal_rt", "missing term", "parameters", "Rt has nothing above its diagonal: a triangle is asked for.", factors=lambda self: (PlainSylvester.factors(self)[0], torch.diag(PlainSylvester.factors(self)[1].diagonal()))),
+        wrong("no_diagonal_r", "missing term", "parameters", "The diagonal of R is missing.", factors=lambda self: (self.r.triu(1), PlainSylvester.factors(self)[1])),
+        wrong("no_diagonal_rt", "missing term", "parameters", "The diagonal of Rt is missing.", factors=lambda self: (PlainSylvester.factors(self)[0], self.rt.triu(1))),
+        wrong("diagonal_r_twice", "off by one", "parameters", "The diagonal of R is there twice: the free one was not cut off before the constrained one is added.", factors=lambda self: (PlainSylvester.factors(self)[0] + torch.diag(self.r.diagonal()), PlainSylvester.factors(self)[1])),
+        wrong("diagonal_rt_twice", "off by one", "parameters", "The diagonal of Rt is there twice: the free one was not cut off before the positive one is added.", factors=lambda self: (PlainSylvester.factors(self)[0], PlainSylvester.factors(self)[1] + torch.diag(self.rt.diagonal()))),
+        wrong("not_divided", "missing term", "parameters", "r_ii is the constrained product itself; it must be divided by rt_ii, so that the product of the two is constrained.",
+              factors=lambda self: (self.triangle(self.r) + torch.diag(self.products(self.r.diagonal())), PlainSylvester.factors(self)[1])),
         wrong("constraint_lost", "missing function", "parameters", "The softplus is missing in the constraint: the products are only shifted by -1, and may still be anything.", products=lambda self, raw: -1 + raw),
         wrong("constraint_on_r", "missing term", "parameters", "It is r_ii that is kept above -1; the constraint is on the product of r_ii and rt_ii.",
               factors=lambda self: (self.triangle(self.r) + torch.diag(self.products(self.r.diagonal())), self.rt.triu())),
@@ -1536,6 +1711,8 @@ SYLVESTER = Exercise(
         wrong("forward_minus", "sign", "forward", "The displacement is subtracted from x.", move=lambda self, x, q, r, h: x - h @ r.T @ q.T),
         wrong("forward_r_transposed", "exchanged", "forward", "R acts as a lower triangle (it stands where its transpose belongs): Rt R is then full, and its determinant not the product of its diagonal.", move=lambda self, x, q, r, h: x + h @ r @ q.T),
         wrong("bend_rt_transposed", "exchanged", "forward", "Rt acts as a lower triangle (it stands where its transpose belongs): Rt R is then full, and its determinant not the product of its diagonal.", bend=lambda self, x, q, rt: torch.tanh(x @ q @ rt + self.b)),
+        wrong("forward_nothing", "missing term", "forward", "forward returns x: the displacement is missing.", move=lambda self, x, q, r, h: x),
+        wrong("bend_no_rt", "missing term", "forward", "In the argument of the tanh Rt is missing.", bend=lambda self, x, q, rt: torch.tanh(x @ q + self.b)),
         wrong("forward_no_r", "missing term", "forward", "In forward R is missing.", move=lambda self, x, q, r, h: x + h @ q.T),
         wrong("no_tanh", "missing function", "forward", "The tanh is missing: the layer is linear.", bend=lambda self, x, q, rt: x @ q @ rt.T + self.b),
         wrong("no_bias", "missing term", "forward", "b is not used.", bend=lambda self, x, q, rt: torch.tanh(x @ q @ rt.T + 0 * self.b)),

@@ -390,9 +390,10 @@ def bent(record, make, name, inputs):
             (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(inputs["x"])), "z", "ldj")
             loss = (tensor(inputs["c"]) * z).sum() + ldj.sum()
             grads = torch.autograd.grad(loss, params, allow_unused=True) if loss.requires_grad else [None] * len(params)
-            return torch.stack([torch.zeros(()) if g is None else g.abs().sum() for g in grads])
+            grads = [torch.zeros(1) if g is None else g for g in grads]
+            return torch.stack([g.abs().sum() for g in grads]), torch.stack([(g != 0).sum() for g in grads])
 
-        record.one("gradient", trained, "sizes")
+        record.many("gradient", trained, "sizes", "entries")
     if "grid" in inputs:
         with contextlib.suppress(Stop):
             flat = record.run("construction in the plane", lambda: make(2))
