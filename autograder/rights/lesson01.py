@@ -740,7 +740,7 @@ class SylvesterSmallDet(nn.Module):
 
 
 class SylvesterGram(nn.Module):
-    """Gram and Schmidt by hand; a positive product of the two diagonals is above -1 as well."""
+    """Gram and Schmidt by hand; the product of the two diagonals is e^p - 1."""
 
     def __init__(self, dim, m):
         super().__init__()
@@ -754,7 +754,8 @@ class SylvesterGram(nn.Module):
                 v = v - (e @ v) * e
             basis.append(v / v.norm())
         Q = torch.stack(basis, 1)
-        R, S = (torch.triu(p, 1) + torch.diag(p.diagonal().exp()) for p in (self.r, self.s))
+        S = torch.triu(self.s, 1) + torch.diag(self.s.diagonal().exp())
+        R = torch.triu(self.r, 1) + torch.diag(torch.expm1(self.r.diagonal()) * torch.exp(-self.s.diagonal()))
         a = (S @ Q.T @ x.T).T + self.b
         h, slope = torch.tanh(a), torch.sigmoid(2 * a) * torch.sigmoid(-2 * a) * 4
         return x + (Q @ R @ h.T).T, torch.log1p(slope * R.diagonal() * S.diagonal()).sum(-1)
