@@ -1122,7 +1122,7 @@ def bent_inputs(rng, D, points, weights):
     free = rng.standard_normal((RANDOM, weights))
     free[1:3] = 0.8 + 0.4 * np.abs(free[1:3])
     return {"x": x, "near": laws.near(x, FINE), "step": np.array(FINE), "line": line, "draws": np.concatenate([free, against]),
-            "factors": np.repeat([[0.4, 2.5], [2.5, 0.4], [1, 1]], 2, axis=0), "noise": rng.integers(2**31), "c": rng.standard_normal((points, D))} | pictures.grid()
+            "factors": np.repeat([[0.4, 2.5], [2.5, 0.4], [1, 1]], 2, axis=0), "noise": rng.integers(2**31), "c": rng.standard_normal((points, D)), "shown": np.array(RANDOM)} | pictures.grid()
 
 
 def draws(inputs):

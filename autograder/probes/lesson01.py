@@ -397,7 +397,7 @@ def bent(record, make, name, inputs):
     if "grid" in inputs:
         with contextlib.suppress(Stop):
             flat = record.run("construction in the plane", lambda: make(2))
-            record.run("parameters in the plane", lambda: fill(trainable(flat, name), inputs, 0))
+            record.run("parameters in the plane", lambda: fill(trainable(flat, name), inputs, int(inputs["shown"])))
             record.many("picture", lambda: flat.forward(tensor(inputs["grid"])), "z", "ldj")
 
 
