@@ -28,6 +28,10 @@ def mistakes(make):
     return mistake
 
 
+def arrays(**inputs):
+    return {k: np.asarray(v) for k, v in inputs.items()}
+
+
 def shape_is(outputs, key, want, letters):
     got = outputs[key].shape
     if got != want:
@@ -58,7 +62,7 @@ NAMES = {1: "strictly increasing: +1", -1: "strictly decreasing: -1", 0: "not in
 
 def monotone_inputs(rng):
     x = np.concatenate([np.sort(rng.uniform(-3, -0.05, 20)), [0.0], np.sort(rng.uniform(0.05, 3, 20))])
-    return {"a": rng.uniform(0.8, 1.6), "b": rng.uniform(-1, 1), "c": rng.uniform(-0.5, 0.5), "x": x}
+    return arrays(a=rng.uniform(0.8, 1.6), b=rng.uniform(-1, 1), c=rng.uniform(-0.5, 0.5), x=x)
 
 
 def directions(names, want):
@@ -144,8 +148,8 @@ MONOTONE = Exercise(
 # --- log_prob_1d -----------------------------------------------------------------------------------------------------
 
 def bend_inputs(rng):
-    return {"a": rng.uniform(0.6, 1.6), "b": rng.uniform(-1, 1), "m": rng.uniform(-0.5, 0.5), "s": rng.uniform(0.5, 0.9),
-            "x": rng.permutation(np.linspace(-2.2, 2.4, 12) + rng.uniform(-0.1, 0.1, 12)), "line": np.linspace(-15, 15, 401)}
+    return arrays(a=rng.uniform(0.6, 1.6), b=rng.uniform(-1, 1), m=rng.uniform(-0.5, 0.5), s=rng.uniform(0.5, 0.9),
+                  x=rng.permutation(np.linspace(-2.2, 2.4, 12) + rng.uniform(-0.1, 0.1, 12)), line=np.linspace(-15, 15, 401))
 
 
 def normal(z, m, s):
@@ -272,9 +276,8 @@ TINY = 1e-9
 
 def quantile_inputs(rng):
     even = (np.arange(100) + rng.uniform(0.05, 0.95, 100)) / 100  # stratified: any right answer has the right distribution
-    return {"m": np.array([-1.5, 1.2]) + rng.uniform(-0.3, 0.3, 2), "s": rng.uniform(0.3, 0.7, 2), "w": rng.uniform(0.3, 0.7),
-            "u": rng.permutation(rng.uniform(0.02, 0.98, 16)), "even": even, "far": np.array([TINY, 1 - 1e-6, 1e-5, 0.5, 1 - TINY]),
-            "lo": -rng.uniform(30, 40), "hi": rng.uniform(40, 50), "zero": np.array(0.0), "few": rng.integers(7, 10)}
+    return arrays(m=np.array([-1.5, 1.2]) + rng.uniform(-0.3, 0.3, 2), s=rng.uniform(0.3, 0.7, 2), w=rng.uniform(0.3, 0.7), u=rng.permutation(rng.uniform(0.02, 0.98, 16)), even=even,
+                  far=np.array([TINY, 1 - 1e-6, 1e-5, 0.5, 1 - TINY]), lo=-rng.uniform(30, 40), hi=rng.uniform(40, 50), zero=0.0, few=rng.integers(7, 10))
 
 
 def quantile(name, inputs, u):
@@ -871,7 +874,7 @@ FLOW = Exercise(
         wrong("ldj_mean", "reduction", "value", "ldj is averaged over the batch; every row has its own.", join=lambda self, p, ldj: p + ldj.mean()),
         wrong("ldj_batch_sum", "reduction", "value", "ldj is summed over the batch; every row has its own.", join=lambda self, p, ldj: p + ldj.sum()),
         wrong("no_sum", "shape", "value", NOT_ADDED, base_log_prob=lambda self, z: self.base.log_prob(z)),
-        wrong("no_sum_but_fitted", "shape", "value", NOT_ADDED + " (ldj was given a dimension to make it fit.)", base_log_prob=lambda self, z: self.base.log_prob(z), join=lambda self, p, ldj: p + ldj[:, None]),
+        wrong("no_sum_but_fitted", "shape", "value", "The sum over the dimensions is missing, and ldj was given a dimension to make it fit: log_prob has one number for each coordinate, not for each row.", base_log_prob=lambda self, z: self.base.log_prob(z), join=lambda self, p, ldj: p + ldj[:, None]),
         wrong("unpacked_exchanged", "exchanged", "value", "z and ldj are unpacked in the wrong order: forward returns z first.", towards=lambda self, x: self.transform.forward(x)[::-1]),
         wrong("base_detached", "detached", "gradient", "The base's term is cut off from the computation graph, so training would feel ldj only.", base_log_prob=lambda self, z: self.base.log_prob(z).sum(-1).detach()),
         wrong("mean_for_sum", "reduction", "value", "The base's log-densities are averaged over the dimensions; independent coordinates multiply their densities, so the logarithms are summed.", base_log_prob=lambda self, z: self.base.log_prob(z).mean(-1)),
