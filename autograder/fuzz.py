@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autograder import exercise as records
 from autograder import judge
 from autograder.check import captured, check
-from autograder.probes.record import quiet_world, settings_kept
+from autograder.probes.record import settings_kept
 
 MARK = "printed by a student"
 LONGEST = 600  # characters of a sentence

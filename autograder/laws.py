@@ -76,12 +76,12 @@ def shapes(inputs, outputs, prefix=""):
 
 
 def own_jacobian(inputs, outputs, prefix=""):
-    """The Jacobian of the student's forward at x, and its log|det| (B,); Fail if z has no usable shape."""
+    """The Jacobian of the student's forward at x, and its log|det| (B,); Fail if z has no usable shape. An input "step" replaces STEP."""
     x = inputs[prefix + "x"]
     z = outputs[prefix + "forward near.z"]
     if z.shape != (x.size * 4, x.shape[1]):
         raise Fail(f"`z` from forward has shape {z.shape} for an input of shape {(x.size * 4, x.shape[1])}.")
-    J = jacobian(z, x.shape)
+    J = jacobian(z, x.shape, float(inputs.get("step", STEP)))
     with np.errstate(divide="ignore"):
         return J, np.linalg.slogdet(J)[1]
 

@@ -47,18 +47,21 @@ def empty(ax, text):
 
 
 def warp_and_density(prefix=""):
-    """For a 2D layer: the square grid carried to latent space, there and back again, and the density of the data."""
+    """For a 2D layer: the square grid carried to latent space, there and back again (if it has an inverse), and the density of the data."""
 
     def draw(inputs, outputs, reference):
         theirs, mine = usable(reference, prefix), usable(outputs, prefix)
-        figure = plotting.Picture(figsize=(9, 8.4))  # laid out by hand: the automatic layout costs more than the drawing
-        axes = figure.subplots(3, 3, gridspec_kw={"left": 0.05, "right": 0.99, "top": 0.95, "bottom": 0.05, "wspace": 0.04, "hspace": 0.16})
+        names = ("grid in latent space", "there and back", "density of the data")
+        names = names if theirs[1] is not None else names[::2]
+        figure = plotting.Picture(figsize=(9, 2.8 * len(names)))  # laid out by hand: the automatic layout costs more than the drawing
+        space = 0.15 / len(names)
+        axes = figure.subplots(len(names), 3, gridspec_kw={"left": 0.05, "right": 0.99, "top": 1 - space, "bottom": space, "wspace": 0.04, "hspace": 0.16})
         for ax, title in zip(axes[0], ("yours", "reference", "difference")):
             ax.set_title(title, fontsize=plotting.FONT + 2)
-        for ax, name in zip(axes[:, 0], ("grid in latent space", "there and back", "density of the data")):
+        for ax, name in zip(axes[:, 0], names):
             ax.set_ylabel(name, fontsize=plotting.FONT)
         reason = "not solved yet" if unsolved(outputs) else "nothing to draw"
-        for row in (0, 1):
+        for row in range(len(names) - 1):
             # A few points are carried very far; the frame is for the others.
             low, high = np.quantile(theirs[row].reshape(-1, 2), [0.02, 0.98], axis=0)
             margin = 0.15 * (high - low)
@@ -74,13 +77,13 @@ def warp_and_density(prefix=""):
             axes[row, 2].set_xlabel(f"largest {np.abs(mine[row] - theirs[row]).max():.2g}", fontsize=plotting.FONT)
         top = theirs[2].max()
         view = {"extent": (-LIMIT, LIMIT) * 2, "origin": "lower", "aspect": "auto"}
-        axes[2, 1].imshow(theirs[2], cmap="cividis", vmin=0, vmax=top, **view)
+        axes[-1, 1].imshow(theirs[2], cmap="cividis", vmin=0, vmax=top, **view)
         if mine[2] is None:
-            empty(axes[2, 0], reason), empty(axes[2, 2], "")
+            empty(axes[-1, 0], reason), empty(axes[-1, 2], "")
         else:
-            axes[2, 0].imshow(mine[2], cmap="cividis", vmin=0, vmax=top, **view)
-            axes[2, 2].imshow(mine[2] - theirs[2], cmap="PuOr", vmin=-top, vmax=top, **view)
-            axes[2, 2].set_xlabel(f"largest {np.abs(mine[2] - theirs[2]).max():.2g}", fontsize=plotting.FONT)
+            axes[-1, 0].imshow(mine[2], cmap="cividis", vmin=0, vmax=top, **view)
+            axes[-1, 2].imshow(mine[2] - theirs[2], cmap="PuOr", vmin=-top, vmax=top, **view)
+            axes[-1, 2].set_xlabel(f"largest {np.abs(mine[2] - theirs[2]).max():.2g}", fontsize=plotting.FONT)
         for ax in axes.flat:
             ax.set_xticks([]), ax.set_yticks([])
         return figure
@@ -113,21 +116,21 @@ def curves(key, at, names, title):
     return draw
 
 
-def against_reference(keys, at, names, view):
+def against_reference(keys, at, names, view, axis="x"):
     """For a scalar map: yours and the reference's values over the inputs `at` (N,), one panel for each key, within `view`."""
 
     def draw(inputs, outputs, reference):
-        figure = plotting.Picture(figsize=(11, 3.6), layout="constrained")
+        figure = plotting.Picture(figsize=(5.5 * max(len(keys), 1.3), 3.6), layout="constrained")
         inside = (inputs[at] >= view[0]) & (inputs[at] <= view[1])
         x = inputs[at][inside]
-        for ax, key, name in zip(figure.subplots(1, len(keys)), keys, names):
+        for ax, key, name in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, names):
             ax.plot(x, reference.arrays[key][inside], "-", color=plotting.PALETTE["black"], label="reference", linewidth=4, alpha=0.4)
             mine = outputs.arrays.get(key)
             if mine is not None and mine.shape == inside.shape:
                 ax.plot(x, mine[inside], "--", color=plotting.PALETTE["red"], label="yours", linewidth=2)
             else:
                 ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
-            ax.set_xlabel("x", fontsize=plotting.FONT), ax.set_title(name, fontsize=plotting.FONT)
+            ax.set_xlabel(axis, fontsize=plotting.FONT), ax.set_title(name, fontsize=plotting.FONT)
             ax.legend(fontsize=plotting.FONT - 2, frameon=False)
         return figure
 
@@ -237,6 +240,75 @@ def bars(keys, ylabel):
             return figure
         ax.bar([k.rsplit(".", 1)[0] for k in found], list(found.values()), color=plotting.PALETTE["blue"], width=0.4)
         ax.set_ylabel(ylabel, fontsize=plotting.FONT)
+        return figure
+
+    return draw
+
+
+def directions(functions, names):
+    """For judgements of functions of one variable: `functions(inputs)` of these names on their grids, each with your answer and the right one."""
+    words = {1: "+1", -1: "-1", 0: "0"}
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(11, 5.6), layout="constrained")
+        for ax, name in zip(figure.subplots(2, (len(names) + 1) // 2).flat, names):
+            f, x = functions(inputs)[name]
+            ax.plot(x, f(x), ".-", color=plotting.PALETTE["blue"])
+            mine, right = outputs.arrays.get(f"{name}.answer"), float(reference.arrays[f"{name}.answer"])
+            good = mine is not None and float(mine) == right
+            said = ("not solved yet" if unsolved(outputs) else "no answer") if mine is None else words.get(float(mine), f"{float(mine):.3g}")
+            ax.set_title(f"{name}: {words[right]}", fontsize=plotting.FONT - 1)
+            ax.set_xlabel(f"yours: {said}", fontsize=plotting.FONT - 1, color=plotting.PALETTE["green" if good else "red"])
+            ax.set_xticks([]), ax.set_yticks([])
+        return figure
+
+    return draw
+
+
+def agreement(keys, title):
+    """For numbers without an order: yours against the reference's, all on the diagonal if they agree."""
+
+    def draw(inputs, outputs, reference):
+        figure = plotting.Picture(figsize=(5.6, 5), layout="constrained")
+        ax = figure.subplots()
+        drawn = False
+        for key, colour, mark in zip(keys, ("blue", "red", "green", "orange", "purple"), "osv^D"):
+            want, mine = reference.arrays[key], outputs.arrays.get(key)
+            ax.plot(want, want, "-", color="#cccccc", zorder=0)
+            if mine is not None and mine.shape == want.shape and np.isfinite(mine).all():
+                ax.scatter(want, mine, color=plotting.PALETTE[colour], marker=mark, label=key.rsplit(".", 1)[0], alpha=0.8)
+                drawn = True
+        if not drawn:
+            ax.plot([], [], " ", label="yours: not solved yet" if unsolved(outputs) else "yours: nothing to draw")
+        ends = np.concatenate([reference.arrays[k].ravel() for k in keys])
+        ax.plot([ends.min(), ends.max()], [ends.min(), ends.max()], ":", color="black", zorder=0)
+        ax.set_title(title, fontsize=plotting.FONT), ax.set_xlabel("reference", fontsize=plotting.FONT), ax.set_ylabel("yours", fontsize=plotting.FONT)
+        ax.legend(fontsize=plotting.FONT - 3, frameon=False)
+        return figure
+
+    return draw
+
+
+def densities(key, box, n, view):
+    """For log-densities on the n x n cells of the square from -box to box: yours, the reference's, the difference, within -view to view."""
+
+    def draw(inputs, outputs, reference):
+        figure, axes = plotting.side_by_side(3, ["yours", "reference", "difference"], size=3.4)
+        theirs = np.exp(reference.arrays[key].reshape(n, n))
+        mine = outputs.arrays.get(key)
+        place = {"extent": (-box, box) * 2, "origin": "lower"}
+        axes[1].imshow(theirs, cmap="cividis", vmin=0, vmax=theirs.max(), **place)
+        if mine is None or mine.shape != (n * n,) or not np.isfinite(mine).all():
+            empty(axes[0], "not solved yet" if unsolved(outputs) else "nothing to draw"), empty(axes[2], "")
+        else:
+            mine = np.exp(np.minimum(mine.astype(float), 20)).reshape(n, n)
+            axes[0].imshow(mine, cmap="cividis", vmin=0, vmax=theirs.max(), **place)
+            axes[2].imshow(mine - theirs, cmap="PuOr", vmin=-theirs.max(), vmax=theirs.max(), **place)
+            axes[2].set_xlabel(f"largest {np.abs(mine - theirs).max():.2g}", fontsize=plotting.FONT)
+        for ax in axes:
+            if ax.images:
+                ax.set_xlim(-view, view), ax.set_ylim(-view, view)
+            ax.set_xticks([]), ax.set_yticks([])
         return figure
 
     return draw

@@ -55,7 +55,7 @@ def press(page, focus, watched, script, key):
     watched.evaluate(script)
     page.keyboard.press(key)
     ms = page.evaluate("window.answer")
-    page.wait_for_timeout(60)        # a hand does not press faster, and the kernel comes to rest
+    page.wait_for_timeout(300)       # kernel and page come to rest, and the full picture is not in the way of what is pressed next
     return ms
 
 
@@ -84,7 +84,6 @@ def measure(rounds):
                 for i in range(rounds + 3):
                     key = "ArrowRight" if i % 30 < 15 else "ArrowLeft"
                     live.append(press(page, box.locator("canvas"), box, CANVAS, key))
-                    page.wait_for_timeout(300)       # the full picture, which is computed at rest, is not in the way of the next
                     inline.append(press(page, handle, area, IMAGE, key))
                 found[name] = live[3:], inline[3:]   # the first ones warm up
             return found

@@ -116,7 +116,7 @@ class MADE(nn.Module):
         Sampling takes D turns, yet each hidden unit is computed once only, when the coordinates that it may see are known;
         so all turns together cost about one evaluation. params is (N, P), x_i (N, 1).
         """
-        order, (first, *rest) = self.order.tolist(), self.layers
+        order, rest = self.order.tolist(), self.layers[1:]
         weights = [self._masked(i) for i in range(len(self.layers))]
         # Units are kept in rows, since new rows are appended faster than new columns.
         shift = self._context(context)

@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Misconception
-from autograder.probes.lesson02 import COSTLY, SIZES, AffineFlow, HumpFlow, sizes, tanh_net
+from autograder.exercises.common import (
+    B, both_sizes, deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, loss_inputs, mixture, net_inputs, once,
+)
+from autograder.probes.common import COSTLY, SIZES, sizes, tanh_net
+from autograder.probes.lesson02 import HumpFlow
 from autograder.probes.record import part, quiet_world, tensor
 
 ASSIGNMENT = "02_coupling"
@@ -18,51 +22,8 @@ TITLE = "Coupling flows"
 REFERENCES = ("flowkit.coupling", "flowkit.linear", "flowkit.elementwise", "flowkit.nets", "flowkit.training")
 TEXTS = {"bonus_study_text": 0.0}  # written answers, marked by hand: cell -> points (the bonus is outside the maximum)
 
-B = 8  # rows in most checks: more than the number of outputs, so that a tensor cannot be unpacked as a pair by accident
-
-
-def flowkit_class(module, name):
-    """A reference, imported when it is needed: inputs and hints can be read without building it."""
-
-    def make():
-        import importlib
-
-        return (getattr(importlib.import_module(f"flowkit.{module}"), name),)
-
-    return make
-
-
-def both_sizes(law):
-    """A case's judge that asks `law` at D = 2 and at D = 6."""
-
-    def judge(inputs, outputs, reference):
-        for prefix in SIZES:
-            law(inputs, outputs, prefix)
-
-    return judge
-
-
-def once(law):
-    return lambda inputs, outputs, reference: law(inputs, outputs)
-
 
 # --- coupling --------------------------------------------------------------------------------------------------------
-
-def net_inputs(rng, d_in, d_out, prefix, hidden=16):
-    """Weights of order one of autograder.probes.lesson02.tanh_net, and a direction to nudge them along."""
-    shapes = {"W1": (d_in, hidden), "b1": (hidden,), "W2": (hidden, d_out), "b2": (d_out,)}
-    scale = {"W1": 1 / d_in**0.5, "b1": 0.5, "W2": 1.2 / hidden**0.5, "b2": 0.3}
-    w = {f"{prefix}net.{k}": scale[k] * rng.standard_normal(s) for k, s in shapes.items()}
-    return w | {f"{prefix}direction.{k}": rng.standard_normal(s) for k, s in shapes.items()}
-
-
-def layer_inputs(rng, D, prefix="", spread=1.5):
-    x = spread * rng.standard_normal((B, D))
-    return {f"{prefix}x": x, f"{prefix}near": laws.near(x), f"{prefix}z": spread * rng.standard_normal((B, D))}
-
-
-def loss_inputs(rng, D, prefix=""):
-    return {f"{prefix}c": rng.standard_normal((B, D)), f"{prefix}r": rng.standard_normal(B), f"{prefix}nudges": laws.STEP * laws.OFFSETS}
 
 
 def coupling_inputs(outputs_per_dim):
@@ -149,16 +110,6 @@ def gradients_reach_net(inputs, outputs, prefix):
     gradient_arrives(outputs, prefix, "z and ldj", "the weights of `net`")
 
 
-def gradient_arrives(outputs, prefix, what, where):
-    """The student's autograd against differences of the student's own values along one direction."""
-    got, want = float(outputs[prefix + "gradient.along"]), laws.directional(outputs[prefix + "gradient.nudged"])
-    if abs(want) < 1e-9:
-        raise Fail(f"{what} do not depend on {where}.")
-    if abs(got - want) > 1e-3 * (1 + abs(want)):
-        how = "No gradient" if got == 0 else "Not the whole gradient"
-        raise Fail(f"{how} of {what} reaches {where}, so training would not work.")
-
-
 BIJECTION = ("forward.z", "forward.ldj", "inverse.x", "x after", "z after")
 
 
@@ -198,31 +149,8 @@ class PlainCoupling:
         return torch.cat([z1, self.unbend(z2, alpha, mu)], -1)
 
 
-def deviating(base):
-    """mistake(id, kind, place, sentence, name=function, ...): a Misconception that overrides methods of `base`."""
-
-    def mistake(id, kind, place, sentence, **methods):
-        return Misconception(id, kind, place, sentence, lambda: (type(id, (base,), methods),))
-
-    return mistake
-
-
 # Faults of a log-determinant that are the same for every layer: what becomes of the right one, (B,). Their kinds and
 # sentences are those of the generic faults in autograder.laws.
-LDJ_MISTAKES = {
-    "ldj_sign": lambda right: -right, "ldj_zero": lambda right: 0 * right, "ldj_det": lambda right: right.exp(),
-    "ldj_keepdim": lambda right: right[:, None], "ldj_batch_sum": lambda right: right.sum(), "ldj_one_number": lambda right: right.mean(),
-    "ldj_times_batch": lambda right: len(right) * right,
-}
-
-
-def ldj_mistakes(base, *names):
-    """The misconceptions of these names for a layer whose method `ldj` returns (B,)."""
-
-    def method(apply):
-        return lambda self, *args: apply(base.ldj(self, *args))
-
-    return tuple(deviating(base)(n, laws.LDJ_FAULTS[n][0], "ldj", laws.LDJ_FAULTS[n][1], ldj=method(LDJ_MISTAKES[n])) for n in names)
 
 
 def returns_exchanged(base):
@@ -1273,7 +1201,7 @@ def linear_ldj(inputs, outputs, reference):
 
 
 def starts_invertible(inputs, outputs, reference):
-    x, z, ldj = inputs["x"], outputs["start.z"], outputs["start.ldj"]
+    x, z = inputs["x"], outputs["start.z"]
     if z.shape != x.shape:
         raise Fail(f"`z` from forward has shape {z.shape}; it should be {x.shape}.")
     trained, wanted = int((outputs["gradient.sizes"] > 0).sum()), x.shape[1] ** 2
@@ -1364,10 +1292,6 @@ LINEAR = Exercise(
 
 # --- mix_logit_cdf ---------------------------------------------------------------------------------------------------
 
-def mixture(rng, *shape):
-    weights = rng.dirichlet(3 * np.ones(shape[-1]), shape[:-1])
-    return {"weights": weights, "means": 2 * rng.standard_normal(shape), "log_scales": 0.5 * rng.standard_normal(shape)}
-
 
 def mix_inputs(rng):
     x = rng.uniform(-5, 5, 12)
@@ -1438,10 +1362,6 @@ def stable(x, w, m, s, scaled=lambda x, m, s: (x - m) * torch.exp(-s), logits=Tr
     log_cdf, log_rest = torch.logsumexp(w.log() + below, -1), torch.logsumexp(w.log() + above, -1)
     log_pdf = torch.logsumexp(w.log() + below + above - (s if pdf_scale else 0 * s), -1)
     return (log_cdf - log_rest if logits else log_cdf.exp()), log_pdf - ((log_cdf + log_rest) if pdf_logit else 0)
-
-
-def function(f):
-    return lambda: (f,)
 
 
 def by_cdf(x, w, m, s):

@@ -6,28 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from autograder.probes.common import COSTLY, Calls, sizes, tanh_net
 from autograder.probes.record import (
     Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, saved, tensor, to_float,
     unpack, words,
 )
 
-SIZES = ("D=2 ", "D=6 ")
-
-
-def sizes(inputs):
-    """Those of SIZES that the inputs are for."""
-    return [s for s in SIZES if s + "x" in inputs]
-
 
 # --- networks handed to the answers ----------------------------------------------------------------------------------
-
-def tanh_net(w):
-    """The function x -> tanh(x W1 + b1) W2 + b2 with the judge's weights; a plain function, nothing to iterate over."""
-
-    def net(x):
-        return torch.tanh(x @ w["W1"] + w["b1"]) @ w["W2"] + w["b2"]
-
-    return net
 
 
 def weights(inputs, dtype=torch.float64):
@@ -345,23 +331,6 @@ def act_norm(objects, inputs):
         with contextlib.suppress(Stop):
             record.one("gradient", trained, "sizes")
     return record
-
-
-COSTLY = ("det", "slogdet", "logdet", "inv", "inverse", "lu_factor", "lu", "qr", "svd", "svdvals", "eig", "eigvals", "pinv", "matrix_exp")
-
-
-class Calls(torch.overrides.TorchFunctionMode):
-    """Writes down which of the costly linear-algebra functions are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "").removeprefix("linalg_")
-        if name in COSTLY:
-            self.names.add(name)
-        return func(*args, **(kwargs or {}))
 
 
 def invertible_linear(objects, inputs):

@@ -7,6 +7,7 @@ has to bring; keys, dragging, presets, reset, the saved picture and the page wit
 Built on anywidget (https://anywidget.dev) and ipywidgets.
 """
 import asyncio
+import contextlib
 import html
 from pathlib import Path
 
@@ -146,6 +147,12 @@ class View(ipywidgets.VBox):
                 self._still.update({"image/png": bytes(buffers[0]), "text/plain": self._words()}, raw=True)
             return
         self._ask = content.get("ask")
+        with contextlib.ExitStack() as first:
+            for control in self.controls.values():      # the picture goes out before the sliders follow it
+                first.enter_context(control.hold_sync())
+            self._answer(kind, content)
+
+    def _answer(self, kind, content):
         if kind == "settle":
             self._rest()
         elif kind == "drag":

@@ -95,7 +95,7 @@ def test_a_program_that_never_ends_is_ended():
 
 def test_an_unknown_exercise_is_told_in_one_sentence():
     done = subprocess.run([sys.executable, "-m", "autograder", "audit", "permutation"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: there is no exercise 'permutation'; there are: coupling")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: there is no exercise 'permutation'; there are: monotone_direction")
 
 
 class Broken:

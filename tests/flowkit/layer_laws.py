@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call
 
 from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, ActNorm, AdditiveCoupling, Affine, Autoregressive, Compose,
-                     Coupling, Flow, GatedAffine, Inverse, InvertibleLinear, Logit, MaskedTransformer, MixCoupling,
+                     Coupling, Flow, GatedAffine, Inverse, InvertibleLinear, MaskedTransformer, MixCoupling,
                      MixGaussianCDF, Permute, PixelCNN, Planar, Radial, Reverse, StandardNormal, Sylvester, WaveNet)
 from flowkit.continuous import CNF, VectorField
 from flowkit.residual import Residual, lipschitz_mlp
