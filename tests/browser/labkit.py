@@ -162,7 +162,9 @@ class Chromium:
         self._browser.close()
         self._playwright.stop()
 
-    def tab(self, width: int = 1400, height: int = 1000) -> "Tab":
+    def tab(self, width: int = 1400, height: int = 1000, sockets: bool = True) -> "Tab":
+        """A page that asks for nothing outside. Watching web sockets takes each message through this process: where time is measured,
+        `sockets` is false, and they go straight to the server."""
         context = self._browser.new_context(viewport={"width": width, "height": height})
         context.set_default_timeout(60_000)
         tab = Tab(context.new_page())
@@ -178,7 +180,8 @@ class Chromium:
 
         context.route("**/*", guard)
         # A matched web socket is never connected, so refusing it takes no more than a note of it.
-        context.route_web_socket(lambda url: not LOCAL.match(url), lambda ws: tab.refused.append(ws.url))
+        if sockets:
+            context.route_web_socket(lambda url: not LOCAL.match(url), lambda ws: tab.refused.append(ws.url))
         tab.page.on("console", lambda message: tab.console.append(f"{message.type}: {message.text}"))
         tab.page.on("pageerror", lambda error: tab.console.append(f"uncaught: {error}"))
         return tab
