@@ -106,7 +106,7 @@ class View(ipywidgets.VBox):
     def step(self, name, by):
         """Move a control by so many of its steps, and not beyond its ends."""
         control = self.controls[name]
-        if hasattr(control, "options"):
+        if isinstance(control, ipywidgets.Dropdown):
             keys = list(control.options)
             control.value = keys[max(0, min(len(keys) - 1, keys.index(control.value) + by))]
         elif isinstance(control.value, bool):
@@ -267,10 +267,32 @@ class _Silence:
 
 # Controls, all in one form: a short description, a type that the hall can read.
 
+class Slider(ipywidgets.SelectionSlider):
+    """A slider of floats from low to high: keys move it by `step`, the mouse by a fifth of that; a value between takes the nearest place.
+
+    It counts its places. ipywidgets' FloatSlider rounds in the browser, and sends back what it has rounded, even after the kernel has moved on.
+    """
+    FINE = 5
+
+    def __init__(self, description, value, low, high, step):
+        self.min, self.max, self.step = float(low), float(high), float(step)
+        places = [round(low + i * step / self.FINE, 10) for i in range(round((high - low) / step * self.FINE) + 1)]
+        super().__init__(options=[(f"{place:.2f}".replace("-", "−"), place) for place in places], value=self._nearest(places, value), description=description)
+
+    @traitlets.validate("value")
+    def _validate_value(self, proposal):
+        return self._nearest(self._options_values, proposal.value)
+
+    @staticmethod
+    def _nearest(places, value):
+        return min(places, key=lambda place: abs(place - value))
+
+
 def slider(description, value, low, high, step):
     """A slider of floats, or of whole numbers where the step is one."""
-    kind = ipywidgets.IntSlider if isinstance(step, int) else ipywidgets.FloatSlider
-    return kind(value, min=low, max=high, step=step, description=description, readout_format="d" if kind is ipywidgets.IntSlider else ".2f")
+    if isinstance(step, int):
+        return ipywidgets.IntSlider(value, min=low, max=high, step=step, description=description)
+    return Slider(description, value, low, high, step)
 
 
 def dropdown(description, options, value=None):

@@ -307,6 +307,10 @@ class Notebook:
         self._ask("return panel.sessionContext.restartKernel()")
         self.wait_for_kernel()
 
+    def shut_down(self):
+        """No kernel any more; who opens the notebook again gets a new one."""
+        self._ask("return panel.sessionContext.shutdown()")
+
     def save(self):
         self._command("docmanager:save", 60)
 

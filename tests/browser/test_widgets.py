@@ -121,6 +121,8 @@ def test_opens_answers_and_resets(running, tab, name, tmp_path):
     tab.page.wait_for_timeout(300)
     view.box.locator(".flowkit-reset").click()
     view.becomes(first)
+    tab.page.wait_for_timeout(500)
+    assert view.pixels() == first, "what was under way when Reset was pressed came after it"
     # The keys were the view's alone: JupyterLab has neither moved nor made nor deleted a cell.
     assert notebook.cells() == ["setup", "view"]
     assert view.box.get_attribute("data-frame") == "0"
@@ -238,8 +240,8 @@ def test_a_saved_notebook_shows_the_last_picture(running, tab, lab, tmp_path):
     left = view.pixels()
     tab.page.wait_for_timeout(1500)
     notebook.save()
+    notebook.shut_down()        # or the page would find the kernel that still has the view, and show it live
     again = tab.open(running, "saved.ipynb")
-    again.restart()
     picture = again.cell("view").locator(".jp-RenderedImage img")
     picture.wait_for(state="visible")
     assert again.cell("view").locator(".flowkit-view").count() == 0
