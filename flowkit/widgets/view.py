@@ -48,12 +48,13 @@ class View(ipywidgets.VBox):
     the state, a dict. presets: {name: values}; choosing one sets these. steps: what left and right, and then up and down, step: a control's
     name, or a function (state, by) -> changes. drag: (state, name, index, x, y) -> changes of the state, for what is dragged by its handles.
     press: (state, digit) -> changes, for the keys 1 to 9. rate: frames a second when it plays. stride: frames that up and down skip.
+    walk: the control that moves when it plays by itself, by default the first of `steps`.
     """
 
     def __init__(self, title, compute, caption="", controls=None, state=None, presets=None, steps=(), drag=None, press=None,
-                 rate=15, stride=10):
+                 rate=15, stride=10, walk=None):
         self.compute, self.caption, self.steps, self.drag, self.press = compute, caption, steps, drag, press
-        self.rate, self.stride = rate, stride
+        self.rate, self.stride, self.walk = rate, stride, walk or next(iter(steps), None)
         self.presets, self.controls, self._extra = presets or {}, dict(controls or {}), dict(state or {})
         if self.presets:
             self.controls = {"preset": dropdown("preset", list(self.presets)), **self.controls}
@@ -115,12 +116,12 @@ class View(ipywidgets.VBox):
             control.value = type(control.value)(max(control.min, min(control.max, control.value + by * control.step)))
 
     def recorded(self, count=90):
-        """Frames to play without a kernel: those there are, or a walk of the first of `steps` from end to end."""
-        if len(self.frames) > 1 or not self.steps:
+        """Frames to play without a kernel: those there are, or one control's walk from end to end."""
+        if len(self.frames) > 1 or self.walk is None:
             return self.frames
-        control, state = self.controls[self.steps[0]], self.state
+        control, state = self.controls[self.walk], self.state
         ways = [control.min + (control.max - control.min) * i / (count - 1) for i in range(count)]
-        return [self.compute({**state, self.steps[0]: type(control.value)(way)}, False)[0] for way in ways]
+        return [self.compute({**state, self.walk: type(control.value)(way)}, False)[0] for way in ways]
 
     def save_html(self, path):
         """Write a page that plays this view by itself: one file, no server, no request."""
@@ -172,7 +173,7 @@ class View(ipywidgets.VBox):
                 self._set(self.press(self.state, int(key)))
         elif key in _ARROWS:
             which, sign = _ARROWS[key]
-            name = self.steps[which] if which < len(self.steps) else None
+            name = self.walk if wrap else self.steps[which] if which < len(self.steps) else None
             if callable(name):
                 self._set(name(self.state, sign * times))
             elif name is not None:

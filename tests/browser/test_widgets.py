@@ -23,8 +23,12 @@ pytestmark = pytest.mark.browser
 
 # What makes a view quick enough for a test; every view must be here, so that none is forgotten.
 VIEWS = {
+    "autoregressive": "widgets.autoregressive()",
     "bend": "widgets.bend()",
     "layers": "widgets.layers(frames=24, points=300)",
+    "matrix": "widgets.matrix()",
+    "planar": "widgets.planar()",
+    "sigmoidal": "widgets.sigmoidal()",
     "training": "widgets.training(steps=6, size=32)",
 }
 SETUP = "from flowkit import widgets\nimport torch\nfrom torch import nn"

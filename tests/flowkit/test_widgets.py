@@ -24,8 +24,12 @@ from flowkit.widgets.view import HERE
 
 # Every view there is, made small.
 VIEWS = {
+    "autoregressive": lambda: widgets.autoregressive(),
     "bend": lambda: widgets.bend(),
     "layers": lambda: widgets.layers(frames=12, points=100),
+    "matrix": lambda: widgets.matrix(),
+    "planar": lambda: widgets.planar(),
+    "sigmoidal": lambda: widgets.sigmoidal(),
     "training": lambda: widgets.training(steps=3, size=16),
 }
 
@@ -56,7 +60,8 @@ def test_every_control_moves_the_picture(view):
         elif isinstance(control.value, bool):
             control.value = not control.value
         else:
-            control.value = min(control.max, control.value + 3 * getattr(control, "step", 1))
+            way = 3 * getattr(control, "step", 1)
+            control.value = min(control.max, control.value + way) if control.value < control.max else control.value - way
         assert view.canvas.problem == ""
         if (type(view).__name__, name) != ("Training", "seed"):          # which tells only once it trains
             assert [scene.pack(view.frames), view.canvas.caption] != before, name
