@@ -13,6 +13,7 @@ from . import scene
 from .view import View, dropdown
 
 MOST = 40                           # units in a layer that can be told apart
+MERGED = 12                         # above so many, units with the same connections are drawn as one
 FLOWS = ("MAF", "IAF")
 
 
@@ -69,9 +70,22 @@ def masks_of(net):
         raise ValueError(f"each mask (out, in) must take in what the one before puts out, got shapes {shapes}")
     if shapes[-1][0] % shapes[0][1]:
         raise ValueError(f"the last mask must have P rows for each of {shapes[0][1]} coordinates, got {shapes[-1][0]}")
-    widest = max(max(s) for s in shapes)
+    masks = _merged(masks)
+    widest = max(max(m.shape) for m in masks)
     if widest > MOST:
-        raise ValueError(f"{widest} units in a layer cannot be told apart in a picture: build it with at most {MOST}")
+        raise ValueError(f"{widest} units in a layer, all connected in their own ways, cannot be told apart in a picture: give a smaller net")
+    return masks
+
+
+def _merged(masks):
+    """The same net, with those hidden units of a wide layer made one that see the same units and are seen by the same."""
+    masks = list(masks)
+    for _ in masks:
+        for layer in range(len(masks) - 1):
+            into, out = masks[layer], masks[layer + 1]
+            if len(into) > MERGED:
+                _, first = np.unique(np.concatenate([into, out.T], 1), axis=0, return_index=True)
+                masks[layer], masks[layer + 1] = into[np.sort(first)], out[:, np.sort(first)]
     return masks
 
 

@@ -16,8 +16,7 @@ from .view import View, slider
 
 BOX = (-3.0, 3.0, -3.0, 3.0)
 LONG = 4.0                          # half a side of the picture along w
-GRID = scene.grid((-6, 6, -6, 6), 33, 401)
-COARSE = scene.grid((-6, 6, -6, 6), 33, 121)
+GRID = scene.grid((-6, 6, -6, 6), 25, 121)
 MOVED = ("w.u and b", "u", "w", "z")        # by the arrow keys, after 1 to 4
 
 _START = {"angle": 0.4, "length": 1.5, "across": 0.3, "b": 0.0, "point": np.array([-0.4, 1.3]), "selected": 0}
@@ -62,7 +61,7 @@ def planar(layer=None):
         return move
 
     controls = {"wu": slider("w.u", values["wu"], low, high, 0.05), "b": slider("b", values["b"], -2.0, 2.0, 0.05)}
-    return View("Planar: a layer that folds when w.u is below −1", lambda state, coarse: [_picture(state, COARSE if coarse else GRID)], _caption,
+    return View("Planar: a layer that folds when w.u is below −1", lambda state, coarse: [_picture(state)], _caption,
                 controls, {name: value for name, value in values.items() if name not in controls}, PRESETS if layer is None else None,
                 steps=(nudge(0), nudge(1)), walk="wu", drag=drag, press=lambda state, digit: {"selected": min(digit, 4) - 1}, rate=20)
 
@@ -109,7 +108,7 @@ def _read(layer):
 
     if not all(hasattr(layer, name) for name in ("w", "b", "forward")) or np.shape(scene.array(layer.w)) != (2,):
         raise ValueError("layer must have w of shape (2,), b, and forward(x) -> (z, ldj)")
-    w, b = scene.array(layer.w, np.float64), float(layer.b)
+    w, b = scene.array(layer.w, np.float64), scene.array(layer.b, np.float64).item()
     x = scene.grid(BOX, 5, 5).reshape(-1, 2).astype(np.float64)
     h = np.tanh(x @ w + b)
     u = h @ (asked(x) - x) / (h @ h)
@@ -135,17 +134,17 @@ def _band(w, middle, half):
     return np.concatenate([edges[0], edges[1][::-1]]), edges
 
 
-def _picture(state, grid):
+def _picture(state):
     (w, u), wu, b, z = vectors(state), state["wu"], state["b"], state["point"]
     edge, selected = turn(wu), state["selected"]
-    image = scene.array(grid + np.tanh(grid @ w + b)[..., None] * u)
-    left, right, along = [scene.lines(grid, "blue", 1.2, alpha=0.6)], [scene.lines(image, "blue", 1.4, alpha=0.75)], []
+    image = scene.array(GRID + np.tanh(GRID @ w + b)[..., None] * u)
+    left, right, along = [scene.lines(GRID, "blue", 1.2, alpha=0.6)], [scene.lines(image, "blue", 1.4, alpha=0.75)], []
     t = np.linspace(-LONG, LONG, 241)
     if edge is not None:
-        inside = np.abs(grid @ w + b) < edge
+        inside = np.abs(GRID @ w + b) < edge
         both = inside[:, 1:] & inside[:, :-1]
         high = abs(edge + wu * math.tanh(edge))
-        for marks, lines, middle, half in ((left, grid, -b, edge), (right, image, -b, high)):
+        for marks, lines, middle, half in ((left, GRID, -b, edge), (right, image, -b, high)):
             area, edges = _band(w, middle, half)
             marks += [scene.area(area, "orange", 0.22), scene.lines(np.stack([lines[:, :-1][both], lines[:, 1:][both]], 1), "red", 2),
                       scene.lines(edges, "red", 2.5, "dashed")]
