@@ -134,6 +134,16 @@ def _band(w, middle, half):
     return np.concatenate([edges[0], edges[1][::-1]]), edges
 
 
+def _inside(w, b, edge):
+    """Those pieces of the grid's lines where |w.x + b| < edge, (L, 31, 2)."""
+    start, end = GRID[:, 0].astype(float), GRID[:, -1].astype(float)
+    a, slope = start @ w + b, (end - start) @ w
+    with np.errstate(divide="ignore"):              # a line along the strip lies in it as a whole, or not at all
+        low, high = np.sort(np.clip([(-edge - a) / slope, (edge - a) / slope], 0, 1), axis=0)[:, :, None]
+    pieces = start[:, None] + (low + (high - low) * np.linspace(0, 1, 31))[..., None] * (end - start)[:, None]
+    return pieces[high[:, 0] > low[:, 0]]
+
+
 def _picture(state):
     (w, u), wu, b, z = vectors(state), state["wu"], state["b"], state["point"]
     edge, selected = turn(wu), state["selected"]
@@ -141,12 +151,11 @@ def _picture(state):
     left, right, along = [scene.lines(GRID, "blue", 1.2, alpha=0.6)], [scene.lines(image, "blue", 1.4, alpha=0.75)], []
     t = np.linspace(-LONG, LONG, 241)
     if edge is not None:
-        inside = np.abs(GRID @ w + b) < edge
-        both = inside[:, 1:] & inside[:, :-1]
+        inside = _inside(w, b, edge)
         high = abs(edge + wu * math.tanh(edge))
-        for marks, lines, middle, half in ((left, GRID, -b, edge), (right, image, -b, high)):
-            area, edges = _band(w, middle, half)
-            marks += [scene.area(area, "orange", 0.22), scene.lines(np.stack([lines[:, :-1][both], lines[:, 1:][both]], 1), "red", 2),
+        for marks, lines, half in ((left, inside, edge), (right, inside + np.tanh(inside @ w + b)[..., None] * u, high)):
+            area, edges = _band(w, -b, half)
+            marks += [scene.area(area, "orange", 0.22), scene.lines(lines, "red", 2),
                       scene.lines(edges, "red", 2.5, "dashed")]
         folded = np.linspace(-edge, edge, 61)
         along = [scene.area([(-LONG, -high), (LONG, -high), (LONG, high), (-LONG, high)], "orange", 0.22)]

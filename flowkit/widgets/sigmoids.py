@@ -54,7 +54,7 @@ def sigmoidal(a=None, b=None, w=None):
         "known": dropdown("one normal", KNOWN), "centre": slider("centre", at["centre"], min(X[0], *centres), max(X[1], *centres), 0.1),
         "steepness": slider("slope a", at["steepness"], min(0.2, *first["a"]), max(10.0, *first["a"]), 0.1),
         "weight": slider("weight", at["weight"], 0.0, 1.0, 0.02)}
-    return View("Sigmoidal: inflection points make humps", lambda state, coarse: [_picture(state, 241 if coarse else 801)], _caption, controls,
+    return View("Sigmoidal: inflection points make humps", lambda state, coarse: [_picture(state, 161 if coarse else 401)], _caption, controls,
                 {name: first[name] for name in ("a", "b", "w", "selected")}, steps=("centre", "weight"), drag=drag,
                 press=lambda state, digit: _select(state, min(digit, len(state["a"])) - 1), rate=20, **start)
 

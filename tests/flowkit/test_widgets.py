@@ -756,7 +756,18 @@ def test_explore_picks_the_view():
     assert meter(line)[2] == pytest.approx(1, abs=0.011)
 
 
+@pytest.mark.parametrize("given, title", [
+    (lambda: torch.eye(2), "Matrix"), (lambda: flowkit.made_masks(4, (5,), 2), "Autoregressive"), (lambda: flowkit.MADE(4, 2), "Autoregressive"),
+    (lambda: flowkit.MADE(2, 2), "Autoregressive"), (lambda: normal(flowkit.MAF(flowkit.MADE(4, 2)), dim=4), "Autoregressive"),
+    (lambda: flowkit.Planar(2), "Planar"), (lambda: (torch.ones(2), torch.zeros(2), torch.tensor([0.3, 0.7])), "Sigmoidal"),
+])
+def test_explore_shows_what_is_no_flow_of_the_plane(given, title):
+    assert widgets.explore(given()).canvas.title.startswith(title)
+
+
 @pytest.mark.parametrize("given, words", [
+    (lambda: torch.eye(3), "It cannot be shown: A must be a finite matrix"),
+    (lambda: [torch.ones(3, 2), torch.ones(2, 2)], "It cannot be shown: each mask"),
     (lambda: Coupling, "Coupling is a class: make a layer of it first"),
     (lambda: 3, "int has no forward"),
     (lambda: flowkit.Abs(), "Abs is no bijection"),
