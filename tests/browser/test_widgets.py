@@ -251,6 +251,8 @@ def test_the_pointer_lights_the_paths_of_an_output(running, tab, chromium, tmp_p
     assert faults(tab) == []
     widgets.autoregressive().save_html(tmp_path / "page.html")
     alone = chromium.tab(1280, 720)
+    alone.page.context.unroute_all()
+    alone.page.context.set_offline(True)
     alone.page.goto((tmp_path / "page.html").as_uri())
     alone.page.locator("canvas").wait_for()
     alone.page.wait_for_timeout(300)
