@@ -167,11 +167,13 @@ def _picture(state, ask, n):
     whole = float(np.trapezoid(p_x(far), far))
     tall = min(4.0, max(0.55, 1.12 * float(p_x(x).max())))
     guide = {"colour": "quiet", "width": 1.5, "dash": "dashed"}
-    edge = X[1] - 0.12
+    # Which way x goes and which way z goes with it, at a length that can be seen.
+    span, side = z_box[1] - z_box[0], X[1] - 0.3
+    way_z = 0.11 * span * np.sign(end - start) * np.array([-1, 1]) + (start + end) / 2
     marks = [scene.lines(np.array([[(v, z_box[0]), (v, w)] for v, w in ((low, start), (high, end))]), **guide),
              scene.lines(np.array([[(v, w), (X[1], w)] for v, w in ((low, start), (high, end))]), **guide), scene.lines(_curve(x, z), "ink", 3.5),
              scene.lines(_curve(inside, z_inside), "red", 6),
-             scene.arrows([[(low, z_box[0]), (high, z_box[0])], [(edge, start), (edge, end)]], "red", 4)]
+             scene.arrows([[(middle - 0.5, z_box[0] + 0.05 * span), (middle + 0.5, z_box[0] + 0.05 * span)], [(side, way_z[0]), (side, way_z[1])]], "red", 4)]
     ticks, rug = [-4, -2, 0, 2, 4], []
     if state["base"] == "uniform":
         u = (np.arange(SAMPLES) + 0.5) / SAMPLES

@@ -25,9 +25,9 @@ def _mixture(a, centres, w, known=KNOWN[0]):
 
 
 PRESETS = {
-    "two humps from one": _mixture([5, 5], [-1.6, 1.4], [0.4, 0.6]),
+    "two humps of x": _mixture([5, 5], [-1.6, 1.4], [0.4, 0.6]),
     "affine-like": _mixture([1.7, 1.7], [-0.1, 0.1], [0.5, 0.5]),
-    "three humps": _mixture([7, 7, 7], [-2.4, 0, 2.2], [0.3, 0.4, 0.3]),
+    "three humps of x": _mixture([7, 7, 7], [-2.4, 0, 2.2], [0.3, 0.4, 0.3]),
     "a long tail": _mixture([4, 0.8], [-1.2, 0.8], [0.6, 0.4]),
     "two humps of y": _mixture([8, 0.6], [0, 0], [0.6, 0.4], KNOWN[1]),
 }

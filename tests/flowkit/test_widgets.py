@@ -639,7 +639,7 @@ def test_the_transformer_is_flowkits_and_its_inflections_are_where_autograd_says
 
 def test_the_humps_are_counted_and_the_curves_are_densities():
     made = widgets.sigmoidal()
-    for preset, words in (("two humps from one", "2 humps of p(x)"), ("three humps", "3 humps of p(x)"), ("affine-like", "1 hump of p(x)"),
+    for preset, words in (("two humps of x", "2 humps of p(x)"), ("three humps of x", "3 humps of p(x)"), ("affine-like", "1 hump of p(x)"),
                           ("two humps of y", "2 humps of p(y)")):
         made.set(preset=preset)
         assert words in made.frames[0]["label"]
