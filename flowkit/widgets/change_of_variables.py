@@ -169,18 +169,18 @@ def _picture(state, ask, n):
     guide = {"colour": "quiet", "width": 1.5, "dash": "dashed"}
     # Which way x goes and which way z goes with it, at a length that can be seen.
     span, side = z_box[1] - z_box[0], X[1] - 0.3
+    foot = z_box[0] + 0.05 * span
     way_z = 0.11 * span * np.sign(end - start) * np.array([-1, 1]) + (start + end) / 2
     marks = [scene.lines(np.array([[(v, z_box[0]), (v, w)] for v, w in ((low, start), (high, end))]), **guide),
-             scene.lines(np.array([[(v, w), (X[1], w)] for v, w in ((low, start), (high, end))]), **guide), scene.lines(_curve(x, z), "ink", 3.5),
-             scene.lines(_curve(inside, z_inside), "red", 6),
-             scene.arrows([[(middle - 0.5, z_box[0] + 0.05 * span), (middle + 0.5, z_box[0] + 0.05 * span)], [(side, way_z[0]), (side, way_z[1])]], "red", 4)]
+             scene.lines(np.array([[(v, w), (X[1], w)] for v, w in ((low, start), (high, end))]), **guide),
+             scene.lines(_curve(x, z), "ink", 3.5), scene.lines(_curve(inside, z_inside), "red", 6),
+             scene.arrows([[(middle - 0.5, foot), (middle + 0.5, foot)], [(side, way_z[0]), (side, way_z[1])]], "red", 4)]
     ticks, rug = [-4, -2, 0, 2, 4], []
     if state["base"] == "uniform":
         u = (np.arange(SAMPLES) + 0.5) / SAMPLES
         drawn = np.interp(u, z, x) if which == "up" else np.interp(-u, -z, x)
-        marks.insert(0, scene.lines(np.stack([np.stack([np.full(SAMPLES, X[1]), u], 1), _curve(drawn, u), _curve(drawn, np.full(SAMPLES, z_box[0]))], 1),
-                                    "sky", 1.2))
-        rug = [scene.lines(np.stack([_curve(drawn, np.zeros(SAMPLES)), _curve(drawn, np.full(SAMPLES, 0.1 * tall))], 1), "blue", 2.5)]
+        marks.insert(0, scene.lines([[(X[1], v), (t, v), (t, z_box[0])] for t, v in zip(drawn, u)], "sky", 1.2))
+        rug = [scene.lines([[(t, 0), (t, 0.1 * tall)] for t in drawn], "blue", 2.5)]
     level = float(ask(np.array([middle]))[0][0])
     met = x[1:][(z[1:] > level) != (z[:-1] > level)]
     if which == "turning":
@@ -202,7 +202,8 @@ def _picture(state, ask, n):
     values = [(area_x, "blue", "in x"), (area_z, "orange", "in z"), (whole, "green", "all x")]
     meter = [scene.lines([(0, 1), (3, 1)], "ink", 2, "dashed")]
     for i, (value, colour, name) in enumerate(values):
-        meter += [scene.bars([(i + 0.2, i + 0.8, 0, value)], [colour]), scene.text(f"{value:.2f}", i + 0.5, value + 0.03 * top, base="bottom", weight="600"),
+        meter += [scene.bars([(i + 0.2, i + 0.8, 0, value)], [colour]),
+                  scene.text(f"{value:.2f}", i + 0.5, value + 0.03 * top, base="bottom", weight="600"),
                   scene.text(name, i + 0.5, -0.04 * top, colour="quiet", base="top")]
     measures = scene.panel(meter, (0, 3, 0, top), "area under the curves", yticks=[0, 1], width=0.75, height=0.72, framed=False)
     label = f"x from {low:.2f} to {high:.2f}: z from {start:.2f} {'down ' if end < start else ''}to {end:.2f}, slope {(end - start) / WIDTH:.2f}"

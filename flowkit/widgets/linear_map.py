@@ -91,7 +91,8 @@ def _picture(state):
     high = max(1.5, 1.25 * abs(det))
     value = f"{0.0 if flat else det:.2f}"
     meter = scene.panel([
-        scene.lines([(0, 0), (1, 0)], "ink", 2), scene.lines([(0, 1), (1, 1)], "ink", 2, "dotted"), scene.bars([(0.25, 0.75, min(0, det), max(0, det))], [colour]),
+        scene.lines([(0, 0), (1, 0)], "ink", 2), scene.lines([(0, 1), (1, 1)], "ink", 2, "dotted"),
+        scene.bars([(0.25, 0.75, min(0, det), max(0, det))], [colour]),
         scene.text(_minus(value), 0.5, det + (0.03 if det >= 0 else -0.03) * high, base="bottom" if det >= 0 else "top", weight="600"),
     ], (0, 1, -high, high), "det A", yticks=[-1, 0, 1], width=0.35, framed=False)
     size = "log|det A| = −∞, no inverse" if flat else f"log|det A| = {math.log(abs(det)):.2f}" + (", turned over" if mirrored else "")

@@ -142,13 +142,15 @@ def _caption(state):
     if wrong:
         i, j = wrong[0]
         which = f"input {j + 1} reaches its own output" if i == j else f"input {j + 1} reaches output {i + 1}, which comes before it"
-        return f"The dashed red path is forbidden: {which}, so the Jacobian is no triangle and its diagonal is not the determinant."
+        return f"The dashed red path is forbidden: {which}, so the Jacobian is no triangle, and its diagonal does not give the determinant."
     if missing:
         i, j = missing[0]
         return f"No path is forbidden, but some are missing (rings): output {i + 1} might see input {j + 1} and does not, which costs expressiveness."
     if state["flow"] == "MAF":
-        return "Each output sees the inputs before it only: known x give all z in one pass, but to sample, each x needs those before it, one pass each."
-    return "The net reads z instead of x: known z give all x in one pass, but for the density of given data each z needs those before it, one pass each."
+        return ("Each output sees the inputs before it only: known x give all z in one pass, but to sample, each x needs those before it, "
+                "one pass each.")
+    return ("The net reads z instead of x: known z give all x in one pass, but for the density of given data each z needs those before it, "
+            "one pass each.")
 
 
 def _places(reach):
@@ -190,8 +192,11 @@ def _picture(reach, k, flow):
         lit[-1] |= np.arange(len(lit[-1])) % dim == here
     for layer, (at, on) in enumerate(zip(places, lit)):
         size = min(9.0, 150 / len(at))
-        net += [scene.points(at[~on], "quiet", "ring", size, 1), scene.points(at[on], "blue", "square" if layer in (0, len(places) - 1) else "disc", size, 1)]
-    net += [scene.text(f"{given}{j + 1}", places[0][j][0], 1.12, "red" if j in bad else "ink", weight="600" if k and reach.sees[here, j] else "") for j in range(dim)]
+        marker = "square" if layer in (0, len(places) - 1) else "disc"
+        net += [scene.points(at[~on], "quiet", "ring", size, 1), scene.points(at[on], "blue", marker, size, 1)]
+    for j in range(dim):
+        colour, weight = "red" if j in bad else "ink", "600" if k and reach.sees[here, j] else ""
+        net.append(scene.text(f"{given}{j + 1}", places[0][j][0], 1.12, colour, weight=weight))
     net += [scene.text(f"{i + 1}", (i + 0.5) / dim, -0.17, weight="600" if i == here else "") for i in range(dim)]
     net.append(scene.spots(np.concatenate([places[-1], [[(i + 0.5) / dim, -0.1] for i in range(dim)]]),
                            [int(reach.rank[i]) + 1 for i in [*np.arange(len(places[-1])) % dim, *range(dim)]]))
@@ -220,7 +225,8 @@ def _triangle(reach, here):
     marks += [scene.points(at(reach.sees & reach.allowed), "blue", "square", size, 1), scene.points(at(own), "ink", "disc", 0.5 * size, 1),
               scene.points(at(reach.forbidden), "red", "cross", size, 1), scene.points(at(reach.missing), "quiet", "ring", 0.7 * size, 1)]
     marks.append(scene.spots([(dim / 2, dim - i - 0.5) for i in range(dim)], reach.rank + 1))
-    marks += [scene.text(f"{i + 1}", -0.35, dim - i - 0.5, "quiet") for i in range(dim)] + [scene.text(f"{j + 1}", j + 0.5, -0.4, "quiet") for j in range(dim)]
+    for i in range(dim):
+        marks += [scene.text(f"{i + 1}", -0.35, dim - i - 0.5, "quiet"), scene.text(f"{i + 1}", i + 0.5, -0.4, "quiet")]
     return scene.panel(marks, (-0.7, dim, -0.8, dim), "who sees whom", equal=True, framed=False)
 
 
@@ -231,13 +237,15 @@ def _passes(reach, k, given, made):
     names = ("density", "sampling") if given == "x" else ("sampling", "density")
     for row, (name, (words, total, done)) in enumerate(zip(names, directions)):
         y = 1.62 - row
+        colour, weight = ("green", "600") if k >= total else ("quiet", "")
         marks += [scene.text(f"{name}, {words}", 0, y + 0.2, align="left", weight="600"),
-                  scene.text(f"pass {min(k, total)} of {total}", 0, y - 0.52, "green" if k >= total else "quiet", "left", weight="600" if k >= total else "")]
+                  scene.text(f"pass {min(k, total)} of {total}", 0, y - 0.52, colour, "left", weight=weight)]
         for i in range(dim):
             left, right, low, high = i / dim + 0.01, (i + 1) / dim - 0.01, y - 0.36, y + 0.04
             outline = np.array([(left, low), (right, low), (right, high), (left, high), (left, low)])
             new = i in done and k and (row == 0 and k == 1 or row == 1 and i == reach.order[k - 1])
             if i in done:
                 marks.append(scene.area(outline, "orange" if new else "sky", 0.8))
-            marks += [scene.lines(outline, "ink", 3 if new else 1.2), scene.text(f"{made if row == 0 else given}{i + 1}", (left + right) / 2, y - 0.16)]
+            marks += [scene.lines(outline, "ink", 3 if new else 1.2),
+                      scene.text(f"{made if row == 0 else given}{i + 1}", (left + right) / 2, y - 0.16)]
     return scene.panel(marks, (0, 1, 0, 2), "passes of the net", width=0.95, framed=False)

@@ -115,7 +115,8 @@ def _read(layer):
     if not np.allclose(asked(x), x + h[:, None] * u, atol=1e-3):
         raise ValueError(f"forward of {type(layer).__name__} is not x + u tanh(w.x + b) for its w and b and any u")
     length = float(np.hypot(*w))
-    return {"angle": math.atan2(w[1], w[0]), "length": length, "wu": float(w @ u), "across": float((w[0] * u[1] - w[1] * u[0]) / length), "b": b}
+    across = float((w[0] * u[1] - w[1] * u[0]) / length)
+    return {"angle": math.atan2(w[1], w[0]), "length": length, "wu": float(w @ u), "across": across, "b": b}
 
 
 def _caption(state):
@@ -168,7 +169,8 @@ def _picture(state):
     along += [scene.lines([(-LONG, -LONG), (LONG, LONG)], "quiet", 1.5, "dotted"), scene.lines(np.stack([t, t + wu * np.tanh(t)], 1), "blue", 3.5)]
     if edge is not None:
         along.append(scene.lines(np.stack([folded, folded + wu * np.tanh(folded)], 1), "red", 5, "dashed"))
-    along += [scene.lines([(-LONG, level), (LONG, level)], "purple", 2), scene.points(np.stack([a, np.full(len(a), level)], 1), "purple", "diamond", 9, 1)]
+    along += [scene.lines([(-LONG, level), (LONG, level)], "purple", 2),
+              scene.points(np.stack([a, np.full(len(a), level)], 1), "purple", "diamond", 9, 1)]
     ticks, many = [-2, 0, 2], len(x)
     panels = [scene.panel(left, BOX, "x", xticks=ticks, yticks=ticks, equal=True),
               scene.panel(right, BOX, "z = x + u tanh(w.x + b)", xticks=ticks, yticks=ticks, equal=True),

@@ -134,10 +134,10 @@ def _normal(v):
 
 def _caption(state):
     if state["known"] == KNOWN[0]:
-        return ("x is data, y the latent, y = logit(sum w sigmoid(a x + b)): the map is steep (thick: slope above 1), bends at the diamonds and is steep "
-                "again, so one hump of p(y) is two of p(x).")
-    return ("The paper's figure: x is normal, y = logit(sum w sigmoid(a x + b)) is what comes out; where the map is steep (thick) p(y) is thin, "
-            "and beside it, past the diamonds, y piles up.")
+        return ("x is data, y the latent, y = logit(sum w sigmoid(a x + b)): p(y) is one hump, and p(x) may have one at each place where the map is steep "
+                "(thick: slope above 1), parted by inflection points (diamonds).")
+    return ("The paper's figure: x is normal, y = logit(sum w sigmoid(a x + b)) is what comes out; where the map is steep "
+            "(thick: slope above 1) p(y) is thin, and on the flat either side of it y piles up.")
 
 
 def _picture(state, n):
