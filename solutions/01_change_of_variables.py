@@ -40,7 +40,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from autograder import check, hint, progress, show
-from flowkit import live, plotting, settings, toys
+from flowkit import live, plotting, settings, toys, widgets
 
 settings.seed(0)
 
@@ -251,6 +251,23 @@ def _():
 # %% [markdown]
 # The green arrows go from point 1 to point 2. On the left both point upwards; on the right the one of $z$ points down, against the direction in which an integral runs.
 #
+# **Bend it yourself.** Below, $z(x)$ is a curve through five knots: drag them, or click on the picture and use the keys (a digit chooses a knot, up and down move it, left and right move the
+# red probe, R resets). The two shaded areas are $\int p(x)\,dx$ over the probe and $\int p(z)\,dz$ over its image. **Predict before you move:** $p(z)$ has one hump, in the middle, and $p(x)$ two: which parts of the curve make them, and how would you make one? What do the
+# two areas do if you tick "forget the Jacobian"? And the presets "decreasing", "turning" and "flat": for which of them will the area over all $x$ not be 1?
+#
+# <details><summary>Answer</summary>
+#
+# The two steep parts: the slope is a factor of the density, and it is small in the middle, just where $p(z)$ is highest. A straight line makes one hump. Without the slope the areas over the probe differ, and the whole is no longer 1. Only the turning map fails with the Jacobian in place: there up to three $x$ share one $z$, each of them claims its
+# whole probability, and the area is larger than 1. The decreasing map is as good as an increasing one, thanks to the absolute value. The flat one has area 1, but no inverse: on the whole flat stretch $\log p(x)$ is $-\infty$.
+#
+# </details>
+
+# %% tags=["show"]
+@show
+def _():
+    return widgets.bend()
+
+# %% [markdown]
 # ### Exercise `log_prob_1d` · 15 minutes · difficulty 2 of 5 · 8 points
 #
 # Write the boxed formula for any `f` and any base. `x` has shape `(N,)`; `f` works elementwise on tensors and is differentiable; `base` is an object of `torch.distributions`, so
@@ -505,6 +522,22 @@ def _():
 #
 # In $D$ dimensions the box has $D$ sides and the determinant measures its volume; in one dimension it is the slope. The absolute value is there for the same reason as before: a map that mirrors has a negative determinant.
 #
+# **Predict before you move:** below, a linear map $\mathbf z = \mathbf A\mathbf x$, whose Jacobian is $\mathbf A$ everywhere. Drag the tips of its two columns (or press 1 or 2, then the arrows). Where must the second tip go so that the determinant is 0? What happens to the letter
+# beyond that? And which of the four entries can you change in the preset "triangular" without changing the area?
+#
+# <details><summary>Answer</summary>
+#
+# Onto the line through the first column: the square is pressed flat, all its area is lost, and with it the inverse. Beyond that line the plane is turned over: the letter is mirrored and the determinant negative, while the area is its size. In the triangular matrix the entry below the diagonal is
+# free: it shears, and a sheared parallelogram keeps its area. Lessons 02 and 03 live on that.
+#
+# </details>
+
+# %% tags=["show"]
+@show
+def _():
+    return widgets.matrix()
+
+# %% [markdown]
 # **Measured, not believed.** A square grid, and its image under a map that bends. Each image cell is coloured by its area, measured from its four corners, over the area of the square it came from. The map is $z_1 = x_1 + 0.6 \sin x_2$, $z_2 = 0.9\,x_2 + 0.4\,x_1 \tanh x_2$. **Predict:** on which side do the cells come out larger than they were, and on which smaller?
 
 # %% tags=["show"]
@@ -799,6 +832,21 @@ def _():
 #
 # </details>
 #
+# The same, to be moved: left and right change $\mathbf w^\top\mathbf u$ (the slider does too), and $\mathbf w$, $\mathbf u$ and the point $\mathbf z$ can be dragged. **Predict before you move:** take $\mathbf w^\top\mathbf u$ slowly from $-0.7$ through $-1$. Where in the left picture does the
+# determinant turn negative first? And how many diamonds, points $\mathbf x$ that land on the given $\mathbf z$, will there be beyond $-1$?
+#
+# <details><summary>Answer</summary>
+#
+# On the line $\mathbf w^\top\mathbf x + b = 0$, where $h' = 1$; from there the band grows to both sides. Inside the image of the band there are three, one of them where the determinant is negative; outside there is one. At three, no inverse can tell which $\mathbf x$ was meant.
+#
+# </details>
+
+# %% tags=["show"]
+@show
+def _():
+    return widgets.planar()
+
+# %% [markdown]
 # ### Exercise `planar` · 20 minutes · difficulty 3 of 5 · 10 points
 #
 # Write the layer with parameters $\mathbf w$, $\mathbf u$, $b$ that start at random. The constraint must hold for any values of the parameters, so it belongs into `forward`; any function $m$ whose values fill an interval from $-1$ (not reached) to some positive number will do. Only `forward` is asked for: an inverse exists, but not as a formula. Useful: `F.softplus(t)`, which is $\log(1+e^t)$ and never overflows.

@@ -7,7 +7,8 @@ the saved picture and the page without a kernel (`view.save_html(path)`). Needs 
 from importlib import import_module
 
 # A view's function and its file: never of one name, or importing the file would put the module in the function's place.
-VIEWS = {"bend": "change_of_variables", "layers": "layer_by_layer", "training": "live_training"}
+VIEWS = {"bend": "change_of_variables", "matrix": "linear_map", "layers": "layer_by_layer", "planar": "planar_fold",
+         "autoregressive": "masked_net", "sigmoidal": "sigmoids", "training": "live_training"}
 _HOME = {**VIEWS, "explore": "choose", "View": "view"}
 __all__ = list(_HOME)
 

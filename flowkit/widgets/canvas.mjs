@@ -190,6 +190,32 @@ class Painter {
     c.globalAlpha = 1;
   }
 
+  arrows(mark, p) {
+    const v = this.array(mark.xy), c = this.context, wide = mark.width * this.size / 20;
+    c.strokeStyle = c.fillStyle = this.colour(mark.colour);
+    c.lineWidth = wide;
+    c.lineCap = "butt";
+    for (let k = 0; k < v.length; k += 4) {
+      const x = p.X(v[k]), y = p.Y(v[k + 1]), dx = p.X(v[k + 2]) - x, dy = p.Y(v[k + 3]) - y, length = Math.hypot(dx, dy);
+      if (length < 1) continue;
+      const head = Math.min(2.4 * wide + 0.4 * this.size, 0.7 * length), turn = Math.atan2(dy, dx);
+      c.save();
+      c.translate(x, y);
+      c.rotate(turn);
+      c.setLineDash(DASHES[mark.dash].map(d => d * this.size / 20));
+      c.beginPath();
+      c.moveTo(0, 0);
+      c.lineTo(length - 0.8 * head, 0);
+      c.stroke();
+      c.beginPath();
+      c.moveTo(length, 0);
+      c.lineTo(length - head, 0.42 * head);
+      c.lineTo(length - head, -0.42 * head);
+      c.fill();
+      c.restore();
+    }
+  }
+
   area(mark, p) {
     const c = this.context;
     this.trace(mark.xy, p);
@@ -225,6 +251,8 @@ class Painter {
       c.strokeRect(p.X(l), p.Y(t), p.X(r) - p.X(l), p.Y(b) - p.Y(t));
     }
   }
+
+  spots() {}
 
   text(mark, p) { this.write(mark.words, p.X(mark.x), p.Y(mark.y), mark); }
 
@@ -416,15 +444,16 @@ export function mount(root, source) {
     actions[key]();
   }
 
-  function nearest(event) {
+  // The handle, or the spot, nearest to the pointer.
+  function nearest(event, kind = "handles") {
     const area = canvas.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
     let best = null, reach = 40;
     for (const row of frames()[at].rows) for (const panel of row) for (const mark of panel.marks) {
-      if (mark.kind !== "handles" || !panel.X) continue;
+      if (mark.kind !== kind || !panel.X) continue;
       const v = painter.array(mark.xy);
       for (let i = 0; 2 * i < v.length; i++) {
         const distance = Math.hypot(panel.X(v[2 * i]) - x, panel.Y(v[2 * i + 1]) - y);
-        if (distance < reach) { reach = distance; best = { panel, index: i, name: mark.name }; }
+        if (distance < reach) { reach = distance; best = { panel, index: i, name: mark.name, to: mark.to?.[i] }; }
       }
     }
     return best;
@@ -433,11 +462,15 @@ export function mount(root, source) {
   canvas.addEventListener("pointerdown", event => {
     canvas.focus();
     held = source.send ? nearest(event) : null;
+    const spot = nearest(event, "spots");
     if (held) canvas.setPointerCapture(event.pointerId);
+    else if (spot) { setPlaying(false); show(spot.to); }
     else if (many() && !picture.live) setPlaying(!playing);
     event.preventDefault();
   });
   canvas.addEventListener("pointermove", event => {
+    const spot = held || playing ? null : nearest(event, "spots");
+    if (spot && spot.to !== at) show(spot.to);
     if (!held) { canvas.style.cursor = source.send && frames().length && nearest(event) ? "grab" : many() ? "pointer" : "default"; return; }
     const area = canvas.getBoundingClientRect();
     canvas.style.cursor = "grabbing";

@@ -43,6 +43,11 @@ def lines(xy, colour="blue", width=2.0, dash="solid", alpha=1.0):
     return {"kind": "lines", "xy": _stacked(xy), "colour": colour, "width": width, "dash": dash, "alpha": alpha}
 
 
+def arrows(xy, colour="ink", width=3.0, dash="solid"):
+    """Arrows (N, 2, 2), or one (2, 2), each from its first point to its second."""
+    return {"kind": "arrows", "xy": _stacked(xy), "colour": colour, "width": width, "dash": dash}
+
+
 def area(xy, colour="sky", alpha=0.5):
     """Filled polygons (L, M, 2), or one (M, 2)."""
     return {"kind": "area", "xy": _stacked(xy), "colour": colour, "alpha": alpha}
@@ -68,6 +73,11 @@ def handles(xy, name, colours=None, markers=None, selected=None):
     xy = array(xy).reshape(-1, 2)
     return {"kind": "handles", "xy": xy, "name": name, "colours": list(colours or ["red"] * len(xy)),
             "markers": list(markers or ["disc"] * len(xy)), "selected": selected}
+
+
+def spots(xy, to):
+    """Places (N, 2) without a mark of their own: a pointer that comes near shows the frames `to`, one for each."""
+    return {"kind": "spots", "xy": array(xy).reshape(-1, 2), "to": [int(n) for n in to]}
 
 
 def panel(marks, box, title="", xlabel="", ylabel="", xticks=(), yticks=(), width=1.0, height=1.0, equal=False, framed=True):

@@ -76,6 +76,12 @@ def _lines(ax, m):
     ax.add_collection(LineCollection(_whole(m["xy"]), colors=_colour(m["colour"]), linewidths=m["width"] * 0.8, alpha=m["alpha"], linestyles=m["dash"]))
 
 
+def _arrows(ax, m):
+    for start, end in m["xy"]:
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "linewidth": m["width"] * 0.8, "color": _colour(m["colour"]), "shrinkA": 0,
+                                                "shrinkB": 0, "mutation_scale": 16, "linestyle": m["dash"]}, annotation_clip=False)
+
+
 def _area(ax, m):
     ax.add_collection(PolyCollection(_whole(m["xy"]), facecolors=_colour(m["colour"]), alpha=m["alpha"]))
 
@@ -102,4 +108,5 @@ def _handles(ax, m):
                    edgecolors=COLOURS["ink"] if m["selected"] == i else "white", linewidths=2)
 
 
-DRAW = {"heat": _heat, "lines": _lines, "area": _area, "points": _points, "bars": _bars, "text": _text, "handles": _handles}
+DRAW = {"heat": _heat, "lines": _lines, "arrows": _arrows, "area": _area, "points": _points, "bars": _bars, "text": _text, "handles": _handles,
+        "spots": lambda ax, m: None}

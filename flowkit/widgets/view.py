@@ -48,19 +48,20 @@ class View(ipywidgets.VBox):
     the state, a dict. presets: {name: values}; choosing one sets these. steps: what left and right, and then up and down, step: a control's
     name, or a function (state, by) -> changes. drag: (state, name, index, x, y) -> changes of the state, for what is dragged by its handles.
     press: (state, digit) -> changes, for the keys 1 to 9. rate: frames a second when it plays. stride: frames that up and down skip.
+    walk: the control that moves when it plays by itself, by default the first of `steps`.
     """
 
     def __init__(self, title, compute, caption="", controls=None, state=None, presets=None, steps=(), drag=None, press=None,
-                 rate=15, stride=10):
+                 rate=15, stride=10, walk=None):
         self.compute, self.caption, self.steps, self.drag, self.press = compute, caption, steps, drag, press
-        self.rate, self.stride = rate, stride
+        self.rate, self.stride, self.walk = rate, stride, walk or next(iter(steps), None)
         self.presets, self.controls, self._extra = presets or {}, dict(controls or {}), dict(state or {})
         if self.presets:
             self.controls = {"preset": dropdown("preset", list(self.presets)), **self.controls}
         self.canvas = Canvas(title=title)
-        self.frames, self.at = [], 0
+        self.frames, self.at, self._between = [], 0, {}
         self._ask, self._quiet, self._resting, self._still, self._watched = None, False, None, None, False
-        self._first = (dict(self._extra), {name: control.value for name, control in self.controls.items()})
+        self._first = self.state
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
         self.canvas.on_msg(self._heard)
@@ -69,13 +70,13 @@ class View(ipywidgets.VBox):
         self.add_class("flowkit-box")
         if self.presets:
             self._set(self.presets[next(iter(self.presets))])
-            self._first = (dict(self._extra), {name: control.value for name, control in self.controls.items()})
+            self._first = self.state
         self.draw()
 
     @property
     def state(self):
         """The values of all controls, and what the view keeps besides."""
-        return {**self._extra, **{name: control.value for name, control in self.controls.items()}}
+        return {**self._extra, **{name: control.value for name, control in self.controls.items()}, **self._between}
 
     def draw(self, coarse=False):
         """Compute the frames for the state as it is and show them. What goes wrong is said under the picture, and raised."""
@@ -98,29 +99,29 @@ class View(ipywidgets.VBox):
 
     def reset(self):
         """Everything as it was at the start."""
-        extra, values = self._first
-        self._set({**extra, **values})
+        self._set(self._first)
         self.at = 0
         self.draw()
 
-    def step(self, name, by):
+    def _step(self, name, by):
         """Move a control by so many of its steps, and not beyond its ends."""
-        control = self.controls[name]
+        control, value = self.controls[name], self.state[name]
         if isinstance(control, ipywidgets.Dropdown):
             keys = list(control.options)
-            control.value = keys[max(0, min(len(keys) - 1, keys.index(control.value) + by))]
-        elif isinstance(control.value, bool):
-            control.value = not control.value
+            value = keys[max(0, min(len(keys) - 1, keys.index(value) + by))]
+        elif isinstance(value, bool):
+            value = not value
         else:
-            control.value = type(control.value)(max(control.min, min(control.max, control.value + by * control.step)))
+            value = type(value)(max(control.min, min(control.max, value + by * control.step)))
+        self._set({name: value})
 
     def recorded(self, count=90):
-        """Frames to play without a kernel: those there are, or a walk of the first of `steps` from end to end."""
-        if len(self.frames) > 1 or not self.steps:
+        """Frames to play without a kernel: those there are, or one control's walk from end to end."""
+        if len(self.frames) > 1 or self.walk is None:
             return self.frames
-        control, state = self.controls[self.steps[0]], self.state
+        control, state = self.controls[self.walk], self.state
         ways = [control.min + (control.max - control.min) * i / (count - 1) for i in range(count)]
-        return [self.compute({**state, self.steps[0]: type(control.value)(way)}, False)[0] for way in ways]
+        return [self.compute({**state, self.walk: type(control.value)(way)}, False)[0] for way in ways]
 
     def save_html(self, path):
         """Write a page that plays this view by itself: one file, no server, no request."""
@@ -172,18 +173,17 @@ class View(ipywidgets.VBox):
                 self._set(self.press(self.state, int(key)))
         elif key in _ARROWS:
             which, sign = _ARROWS[key]
-            name = self.steps[which] if which < len(self.steps) else None
+            name = self.walk if wrap else self.steps[which] if which < len(self.steps) else None
             if callable(name):
                 self._set(name(self.state, sign * times))
             elif name is not None:
                 control = self.controls[name]
-                with self._silence():
-                    if key in ("Home", "End"):
-                        control.value = control.min if key == "Home" else control.max
-                    elif wrap and control.value >= control.max:
-                        control.value = control.min
-                    else:
-                        self.step(name, sign * times)
+                if key in ("Home", "End"):
+                    self._set({name: control.min if key == "Home" else control.max})
+                elif wrap and self.state[name] >= control.max:
+                    self._set({name: control.min})
+                else:
+                    self._step(name, sign * times)
         self._changed()
 
     def _heard(self, _, content, buffers):
@@ -223,7 +223,11 @@ class View(ipywidgets.VBox):
         with self._silence():
             for name, value in changes.items():
                 if name in self.controls:
-                    self.controls[name].value = value
+                    control = self.controls[name]
+                    control.value = value
+                    self._between.pop(name, None)
+                    if isinstance(control, Slider) and control.value != value:      # a value that lies between two places
+                        self._between[name] = max(control.min, min(control.max, float(value)))
                 else:
                     self._extra[name] = value
 
@@ -268,7 +272,7 @@ class _Silence:
 # Controls, all in one form: a short description, a type that the hall can read.
 
 class Slider(ipywidgets.SelectionSlider):
-    """A slider of floats from low to high: keys move it by `step`, the mouse by a fifth of that; a value between takes the nearest place.
+    """A slider of floats from low to high: keys move it by `step`, the mouse by a fifth of that. It stands at the nearest place.
 
     It counts its places. ipywidgets' FloatSlider rounds in the browser, and sends back what it has rounded, even after the kernel has moved on.
     """
@@ -276,8 +280,13 @@ class Slider(ipywidgets.SelectionSlider):
 
     def __init__(self, description, value, low, high, step):
         self.min, self.max, self.step = float(low), float(high), float(step)
-        places = [round(low + i * step / self.FINE, 10) for i in range(round((high - low) / step * self.FINE) + 1)]
-        super().__init__(options=[(f"{place:.2f}".replace("-", "−"), place) for place in places], value=self._nearest(places, value), description=description)
+        # The value to begin with is a place, whatever it is: it may come from somebody's layer.
+        places = sorted({float(value)} | {round(low + i * step / self.FINE, 10) for i in range(round((high - low) / step * self.FINE) + 1)})
+        labels = {}                     # ipywidgets finds a place by its label, so no two may look alike
+        for place in places:
+            digits = next(n for n in range(2, 20) if f"{place:.{n}f}" not in labels)
+            labels[f"{place:.{digits}f}"] = place
+        super().__init__(options=[(label.replace("-", "−"), place) for label, place in labels.items()], value=value, description=description)
 
     @traitlets.validate("value")
     def _validate_value(self, proposal):

@@ -23,8 +23,12 @@ pytestmark = pytest.mark.browser
 
 # What makes a view quick enough for a test; every view must be here, so that none is forgotten.
 VIEWS = {
+    "autoregressive": "widgets.autoregressive()",
     "bend": "widgets.bend()",
     "layers": "widgets.layers(frames=24, points=300)",
+    "matrix": "widgets.matrix()",
+    "planar": "widgets.planar()",
+    "sigmoidal": "widgets.sigmoidal()",
     "training": "widgets.training(steps=6, size=32)",
 }
 SETUP = "from flowkit import widgets\nimport torch\nfrom torch import nn"
@@ -198,6 +202,69 @@ def test_knots_are_dragged_and_the_density_follows(running, tab):
     view.changes(lambda: notebook.cell("view").locator(".flowkit-controls input[type=checkbox]").click())
     assert "no density" not in view.box.locator(".flowkit-caption").inner_text() and "does not integrate to one" in view.box.locator(".flowkit-caption").inner_text()
     assert faults(tab) == []
+
+
+def search(view, found, step=14):
+    """Move the mouse over the picture until found() is true; the place where it is so."""
+    place = view.canvas.bounding_box()
+    for y in range(8, int(place["height"]), step):
+        for x in range(8, int(place["width"]), step):
+            view.page.mouse.move(place["x"] + x, place["y"] + y)
+            if found():
+                return place["x"] + x, place["y"] + y
+    raise AssertionError("nothing there")
+
+
+@pytest.mark.parametrize("name", ["matrix", "planar", "sigmoidal"])
+def test_handles_are_dragged(running, tab, name):
+    """The picture follows the mouse, and the kernel's state with it; R puts everything back."""
+    look = "before, now = view._first, view.state\nprint([name for name, value in before.items() if str(now[name]) != str(value)])"
+    notebook = opened(running, tab, f"drag_{name}", "setup", SETUP, "view", f"view = {VIEWS[name]}\nview", "look", look)
+    assert notebook.text("look").strip() == "[]"
+    view = Shown(notebook, "view")
+    notebook.cell("view").scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(1000)
+    first = view.pixels()
+    x, y = search(view, lambda: view.canvas.evaluate("c => c.style.cursor") == "grab")
+    assert view.pixels() == first, "looking for a handle moves nothing"
+
+    def drag():
+        tab.page.mouse.down()
+        tab.page.mouse.move(x + 25, y - 25, steps=6)
+        tab.page.mouse.up()
+
+    view.changes(drag)
+    tab.page.wait_for_timeout(700)
+    notebook.run("look")
+    assert notebook.text("look").strip() != "[]"
+    view.press("r")
+    view.becomes(first)
+    assert faults(tab) == []
+
+
+def test_the_pointer_lights_the_paths_of_an_output(running, tab, chromium, tmp_path):
+    """In the notebook, and on the page without a kernel."""
+    notebook = opened(running, tab, "hover", "setup", SETUP, "view", VIEWS["autoregressive"])
+    view = Shown(notebook, "view")
+    notebook.cell("view").scroll_into_view_if_needed()
+    tab.page.wait_for_timeout(500)
+    search(view, lambda: view.box.get_attribute("data-frame") == "3")
+    assert view.where() == "pass 3 of 4: output 3 from x1, x2"
+    assert faults(tab) == []
+    widgets.autoregressive().save_html(tmp_path / "page.html")
+    alone = chromium.tab(1280, 720)
+    alone.page.context.unroute_all()
+    alone.page.context.set_offline(True)
+    alone.page.goto((tmp_path / "page.html").as_uri())
+    alone.page.locator("canvas").wait_for()
+    alone.page.wait_for_timeout(300)
+    place = alone.page.locator("canvas").bounding_box()
+    frames = set()
+    for x in range(10, int(place["width"] / 2), 12):
+        alone.page.mouse.move(place["x"] + x, place["y"] + place["height"] - 40)
+        frames.add(alone.page.locator(".flowkit-view").get_attribute("data-frame"))
+    assert frames >= {"1", "2", "3", "4"}
+    alone.close()
 
 
 TRAINING = """

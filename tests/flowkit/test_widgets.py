@@ -1,6 +1,7 @@
 """The live views without a browser: each is made, every control moved, every key pressed; the mathematics behind them is right."""
 import ast
 import asyncio
+import itertools
 import json
 import re
 import subprocess
@@ -17,16 +18,20 @@ from torch import nn
 import flowkit
 from flowkit import widgets
 from flowkit.core import Compose, Flow, StandardNormal
-from flowkit.widgets import live_training, paths, scene
-from flowkit.widgets.change_of_variables import FAR, PRESETS, monotone
+from flowkit.widgets import linear_map, live_training, masked_net, paths, planar_fold, scene, sigmoids
+from flowkit.widgets.change_of_variables import BASES, FAR, PRESETS, cubic, way
 from flowkit.widgets.layer_by_layer import PRESETS as FLOWS
 from flowkit.widgets.layer_by_layer import Journey
-from flowkit.widgets.view import HERE
+from flowkit.widgets.view import HERE, slider
 
 # Every view there is, made small.
 VIEWS = {
+    "autoregressive": lambda: widgets.autoregressive(),
     "bend": lambda: widgets.bend(),
     "layers": lambda: widgets.layers(frames=12, points=100),
+    "matrix": lambda: widgets.matrix(),
+    "planar": lambda: widgets.planar(),
+    "sigmoidal": lambda: widgets.sigmoidal(),
     "training": lambda: widgets.training(steps=3, size=16),
 }
 
@@ -57,7 +62,8 @@ def test_every_control_moves_the_picture(view):
         elif isinstance(control.value, bool):
             control.value = not control.value
         else:
-            control.value = min(control.max, control.value + 3 * getattr(control, "step", 1))
+            way = 3 * getattr(control, "step", 1)
+            control.value = min(control.max, control.value + way) if control.value < control.max else control.value - way
         assert view.canvas.problem == ""
         if (type(view).__name__, name) != ("Training", "seed"):          # which tells only once it trains
             assert [scene.pack(view.frames), view.canvas.caption] != before, name
@@ -148,8 +154,10 @@ def test_flowkit_alone_does_not_load_the_widgets():
 
 
 def test_the_widgets_are_small():
-    """An evening for the layers, and half an hour for these."""
-    assert sum(code_lines(path.read_text()) for path in HERE.glob("*.py")) < 1200
+    """An evening for the layers, half an hour for the frame, and a coffee for each view."""
+    own = {path.stem: code_lines(path.read_text()) for path in HERE.glob("*.py")}
+    views = {name: own.pop(name) for name in widgets.VIEWS.values()}
+    assert sum(own.values()) < 600 and max(views.values()) < 240
     assert len((HERE / "canvas.mjs").read_text().splitlines()) < 600
 
 
@@ -352,13 +360,16 @@ def test_a_wrong_inverse_is_named_and_a_missing_one_too():
 # bend
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_bent_line_is_increasing_and_its_slope_is_right(name):
+def test_the_bent_line_goes_through_its_knots_and_its_slope_is_right(name):
     knots = PRESETS[name]["knots"]
     x = np.linspace(-6, 6, 20_001)
-    z, log_slope = monotone(knots, x)
-    assert (np.diff(z) > 0).all()
+    z, log_slope = cubic(knots, x)
+    kind = {"decreasing": "down", "turning: no inverse": "turning", "flat: no inverse": "flat"}.get(name, "up")
+    assert way(lambda x: cubic(knots, x)) == kind
+    if kind in ("up", "down"):
+        assert (np.diff(z) > 0).all() or (np.diff(z) < 0).all()
     assert np.allclose(np.interp(knots[:, 0], x, z), knots[:, 1], atol=1e-3)
-    assert np.allclose(np.gradient(z, x)[5:-5], np.exp(log_slope)[5:-5], atol=5e-3)
+    assert np.allclose(np.abs(np.gradient(z, x))[5:-5], np.exp(log_slope)[5:-5], atol=5e-3)
 
 
 def meter(view):
@@ -369,21 +380,293 @@ def meter(view):
 
 def test_equal_areas_and_what_forgetting_the_jacobian_does():
     made = widgets.bend()
-    for preset in PRESETS:
+    wide = np.linspace(-FAR, FAR, 400_001)
+    for preset, values in PRESETS.items():
         made.set(preset=preset, forget=False)
         x, z, whole = meter(made)
-        assert x == pytest.approx(z, abs=0.011) and whole == pytest.approx(1, abs=0.011)
+        mapped, p_z = cubic(values["knots"], wide)[0], BASES[values["base"]][0]
+        if preset.startswith("turning"):
+            # Every z is counted once for each x that it has: the integral of p(z) times their number, counted here by crossings.
+            levels = np.linspace(-6, 6, 1201)
+            many = [np.count_nonzero((mapped[1:] > v) != (mapped[:-1] > v)) for v in levels]
+            assert max(many) == 3 and whole == pytest.approx(np.trapezoid(p_z(levels) * many, levels), abs=0.02) and whole > 1.2
+        else:
+            assert x == pytest.approx(z, abs=0.011) and whole == pytest.approx(1, abs=0.011)
         made.set(forget=True)
-        wide = np.linspace(-FAR, FAR, 400_001)
-        mapped = monotone(PRESETS[preset]["knots"], wide)[0]
-        assert meter(made)[2] == pytest.approx(np.trapezoid(np.exp(-mapped ** 2 / 2), wide) / np.sqrt(2 * np.pi), abs=0.011)
+        assert meter(made)[2] == pytest.approx(np.trapezoid(p_z(mapped), wide), abs=0.011)
 
 
-def test_knots_stay_in_order():
+def test_knots_stay_in_order_unless_the_map_may_turn():
     made = widgets.bend()
     made.message({"type": "drag", "name": "knot", "index": 1, "x": 99, "y": -99, "ask": 1})
-    knots = made.state["knots"]
-    assert (np.diff(knots, axis=0) > 0).all() and made.state["selected"] == 1
+    assert (np.diff(made.state["knots"], axis=0) > 0).all() and made.state["selected"] == 1
+    made.set(preset="decreasing")
+    for y in (99, -99):
+        made.message({"type": "drag", "name": "knot", "index": 2, "x": -99, "y": y, "ask": 1})
+        assert (np.diff(made.state["knots"], axis=0) * [1, -1] > 0).all()
+    made.set(preset="turning: no inverse")
+    made.message({"type": "drag", "name": "knot", "index": 2, "x": 0.1, "y": 3.5, "ask": 1})
+    assert made.state["knots"][2].tolist() == pytest.approx([0.1, 3.5])
+
+
+def test_a_falling_map_says_so_and_a_turning_one_is_no_density():
+    made = widgets.bend()
+    made.set(preset="decreasing")
+    assert " down to " in made.frames[0]["label"] and "limits of the integral turn round" in made.canvas.caption
+    made.set(preset="turning: no inverse", probe=-0.25)
+    assert made.frames[0]["label"].endswith("3 x with one z") and "no density" in made.canvas.caption
+    assert "no density" in made.frames[0]["rows"][1][0]["title"]
+
+
+# matrix
+
+def marks_of(frame, column, kind, row=0):
+    return [m for m in frame["rows"][row][column]["marks"] if m["kind"] == kind]
+
+
+def test_the_picture_of_a_matrix_has_its_area_and_its_orientation():
+    """The drawn parallelogram is measured by the shoelace formula, and the drawn letter by the turn that it takes."""
+    made = widgets.matrix()
+    for preset, values in linear_map.PRESETS.items():
+        for part in (1.0, 0.3):
+            made.set(preset=preset, part=part)
+            det = np.linalg.det((1 - part) * np.eye(2) + part * values["columns"].T)
+            (image,) = marks_of(made.frames[0], 1, "area")
+            x, y = image["xy"][0].T
+            assert 0.5 * (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() == pytest.approx(det, abs=1e-5)
+            stem, top = marks_of(made.frames[0], 1, "lines")[2]["xy"][:2]
+            (a, b), (c, d) = stem[1] - stem[0], top[1] - top[0]
+            assert b * c - a * d == pytest.approx(0.7 * 0.48 * det, abs=1e-5)
+            assert float(re.search(r"det A = (\S+),", made.frames[0]["label"].replace("−", "-"))[1]) == pytest.approx(det, abs=0.006)
+            outline = marks_of(made.frames[0], 1, "lines")[1]
+            assert (outline["dash"] == "dashed") == ("turned over" in made.frames[0]["label"]) == (det < -1e-3)
+    made.set(preset="singular", part=1.0)
+    assert "no inverse" in made.frames[0]["label"]
+    assert "product of the two" in (made.set(preset="triangular", part=1.0), made.canvas.caption)[1]
+
+
+def test_a_matrix_of_ones_own():
+    made = widgets.matrix(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+    assert "det A = −2.00" in made.frames[0]["label"] and made.state["columns"].tolist() == [[0, 1], [2, 0]]
+    made.key("2")
+    made.key("ArrowLeft", 4)
+    assert made.state["columns"][1].tolist() == pytest.approx([1.8, 0])
+    for wrong in (np.eye(3), [[np.nan, 0], [0, 1]]):
+        with pytest.raises(ValueError, match="finite matrix of shape"):
+            widgets.matrix(wrong)
+
+
+# planar
+
+def planar_map(state):
+    w, u = (torch.from_numpy(v) for v in planar_fold.vectors(state))
+    return lambda x: x + u * torch.tanh(x @ w + state["b"])[..., None]
+
+
+@pytest.mark.parametrize("wu", [-3.0, -2.2, -1.1, -1.0, -0.7, 0.0, 1.5])
+def test_the_fold_is_where_the_determinant_is_negative(wu):
+    """Against the Jacobian by automatic differentiation."""
+    made = widgets.planar()
+    made.set(wu=wu, b=0.4)
+    x = torch.from_numpy(np.random.default_rng(0).uniform(-3, 3, (2000, 2)))
+    det = torch.linalg.det(torch.func.vmap(torch.func.jacrev(planar_map(made.state)))(x)).numpy()
+    w, u = planar_fold.vectors(made.state)
+    assert w @ u == pytest.approx(wu)
+    edge = planar_fold.turn(wu)
+    assert (edge is None) == (wu >= -1) == ("Folded" not in made.canvas.caption)
+    if edge is None:
+        assert det.min() >= 0
+    else:
+        band = np.abs(x.numpy() @ w + 0.4) < edge
+        assert ((det < 0) == band).all() and 0.01 < band.mean() < 0.9
+        assert [m["colour"] for m in marks_of(made.frames[0], 0, "area")] == ["orange"]
+    low, high = re.search(r"from (\S+) to (\S+),", made.frames[0]["label"].replace("−", "-")).groups()
+    assert float(low) - 0.01 <= det.min() and det.max() <= float(high) + 0.01
+
+
+@pytest.mark.parametrize("wu", [-3.0, -1.2, -1.0, 0.8])
+def test_all_points_that_share_a_z_are_shown(wu):
+    """Against the sign changes along the line on which they must lie, z - t u."""
+    made = widgets.planar()
+    for point in np.random.default_rng(1).uniform(-1.5, 1.5, (20, 2)):
+        made.set(wu=wu, point=point)
+        found = planar_fold.preimages(made.state)
+        assert np.allclose(planar_map(made.state)(torch.from_numpy(found)).numpy(), point, atol=1e-9)
+        w, u = planar_fold.vectors(made.state)
+        t = np.linspace(-1.01, 1.01, 40_001)
+        rest = np.tanh((point - t[:, None] * u) @ w) - t
+        assert len(found) == np.count_nonzero((rest[1:] > 0) != (rest[:-1] > 0))
+        assert f"{len(found)} x for this z" in made.frames[0]["label"]
+        (drawn,) = marks_of(made.frames[0], 0, "points")
+        assert np.allclose(drawn["xy"], found, atol=1e-5)
+
+
+def test_a_planar_layer_of_ones_own():
+    torch.manual_seed(0)
+    layer = flowkit.Planar(2)
+    made = widgets.planar(layer)
+    with torch.no_grad():
+        x = torch.randn(50, 2)
+        assert torch.allclose(planar_map(made.state)(x.double()).float(), layer.forward(x)[0], atol=1e-4)
+        assert made.state["wu"] == pytest.approx(float(layer.constrained_u()[1]), abs=1e-4)
+    layer.forward = lambda x: (x ** 3, x[:, 0])
+    with pytest.raises(ValueError, match=r"is not x \+ u tanh"):
+        widgets.planar(layer)
+    with pytest.raises(ValueError, match="w of shape"):
+        widgets.planar(flowkit.Reverse())
+
+
+# autoregressive
+
+def depends(masks, dim):
+    """Which input each coordinate's parameters depend on, by the gradient of a net with these masks and positive weights."""
+    def run(x):
+        for mask in masks:
+            x = torch.nn.functional.softplus(torch.as_tensor(mask, dtype=torch.float64) @ x)
+        return x
+    jacobian = torch.func.jacrev(run)(torch.zeros(dim, dtype=torch.float64))
+    return (jacobian.reshape(-1, dim, dim) > 0).any(0).numpy()
+
+
+def some_masks():
+    yield "right", flowkit.made_masks(4, (6, 6), 2), None
+    yield "another order", flowkit.made_masks(3, (4,), 3, order=[2, 0, 1]), [2, 0, 1]
+    generator = torch.Generator().manual_seed(0)
+    for i in range(6):
+        yield f"random {i}", [(torch.rand(a, b, generator=generator) < 0.3).float() for b, a in ((3, 4), (4, 5), (5, 6))], None
+
+
+@pytest.mark.parametrize("name, masks, order", list(some_masks()), ids=[name for name, *_ in some_masks()])
+def test_reach_is_what_gradients_say_and_red_paths_are_all_the_forbidden_ones(name, masks, order):
+    dim = masks[0].shape[1]
+    made = widgets.autoregressive(masks, order=order)
+    reach = masked_net.Reach(made.state["masks"], made.state["order"])
+    sees = depends(masks, dim)
+    assert (reach.sees == sees).all()
+    rank = np.argsort(order or range(dim))
+    tables = [np.asarray(m) != 0 for m in masks]
+    assert len(made.frames) == dim + 1
+    for k, i in enumerate(reach.order, start=1):
+        drawn = {(m["colour"], m["dash"]): len(m["xy"]) for m in marks_of(made.frames[k], 0, "lines") if m["colour"] != "faint"}
+        for wanted, key in ((False, ("red", "dashed")), (True, ("blue", "solid"))):
+            edges = set()
+            # Every way through the net, one unit a layer.
+            for units in itertools.product(*(range(t.shape[1]) for t in tables), range(len(tables[-1]))):
+                if units[-1] % dim == i and all(t[b, a] for t, a, b in zip(tables, units, units[1:])) and (rank[units[0]] < rank[i]) == wanted:
+                    edges |= set(enumerate(zip(units, units[1:])))
+            assert drawn.get(key, 0) == len(edges), (i, key)
+    wrong = (sees & (rank[None] >= rank[:, None])).any()
+    assert ("forbidden: " in made.canvas.caption) == wrong
+    if name in ("right", "another order"):
+        assert not wrong and not reach.missing.any()
+
+
+def test_units_of_a_wide_net_that_are_alike_are_drawn_as_one():
+    made = widgets.autoregressive(flowkit.MADE(5, 2, order=[4, 2, 0, 1, 3]))
+    assert [m.shape for m in made.state["masks"]] == [(4, 5), (4, 4), (10, 4)] and made.state["order"] == [4, 2, 0, 1, 3]
+    wide = [(torch.rand(a, b, generator=torch.Generator().manual_seed(a)) < 0.1).float() for b, a in ((3, 39), (39, 30), (30, 6))]
+    merged = widgets.autoregressive(wide).state["masks"]
+    assert len(merged[0]) < 39 and (masked_net.Reach(merged, range(3)).sees == depends(wide, 3)).all()
+
+
+def test_the_presets_are_right_and_wrong_as_they_say():
+    made = widgets.autoregressive()
+    for preset in made.presets:
+        made.set(preset=preset)
+        reach = masked_net.Reach(made.state["masks"], made.state["order"])
+        assert reach.forbidden.any() == preset.startswith("wrong"), preset
+        assert (reach.missing.any() and not reach.forbidden.any()) == (preset == "one hidden unit"), preset
+
+
+def test_passes_are_those_that_flowkit_makes():
+    """MAF's net is asked once for the density and D times to sample (without MADE's shortcut); IAF's the other way round."""
+    torch.manual_seed(0)
+    asked = []
+    made, z = flowkit.MADE(4, 2), torch.randn(3, 4)
+
+    def net(x):
+        asked.append(1)
+        return made(x)
+
+    def counted(f):
+        asked.clear()
+        f(z)
+        return len(asked)
+
+    maf, iaf = flowkit.MAF(net), flowkit.IAF(net)
+    counts = {"MAF": {"density": counted(maf.forward), "sampling": counted(maf.inverse)},
+              "IAF": {"density": counted(iaf.forward), "sampling": counted(iaf.inverse)}}
+    view = widgets.autoregressive(made)
+    for flow in ("MAF", "IAF"):
+        view.set(flow=flow)
+        for k, frame in enumerate(view.frames):
+            words = [m["words"] for m in marks_of(frame, 2, "text")]
+            for name, count in counts[flow].items():
+                at = next(i for i, w in enumerate(words) if w.startswith(name))
+                assert words[at + 1] == f"pass {min(k, count)} of {count}"
+
+
+def test_masks_that_do_not_fit_are_named():
+    good = flowkit.made_masks(3, (4,), 2)
+    for masks, words in (([good[0].T, good[1]], "each mask"), ([good[0]], "P rows for each"), ([], "list of matrices"),
+                         ([torch.eye(99)[:, :50], torch.eye(99)[:50]], "cannot be told apart"), (nn.Linear(2, 2), "no buffer with")):
+        with pytest.raises(ValueError, match=words):
+            widgets.autoregressive(masks)
+    with pytest.raises(ValueError, match="permutation"):
+        widgets.autoregressive(order=[0, 0, 1, 2])
+
+
+# sigmoidal
+
+@pytest.mark.parametrize("name", sigmoids.PRESETS)
+def test_the_transformer_is_flowkits_and_its_inflections_are_where_autograd_says(name):
+    made = widgets.sigmoidal()
+    made.set(preset=name)
+    a, b, w = (torch.from_numpy(v) for v in sigmoids.parameters(made.state))
+    x = torch.linspace(-4, 4, 4001, dtype=torch.float64, requires_grad=True)
+    y, log_slope = flowkit.dsf(x, a, b, w)
+    ours = sigmoids.transformer(x.detach().numpy(), *(v.numpy() for v in (a, b, w)))
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(slope.sum(), x)
+    for mine, theirs in zip(ours, (y, log_slope.exp(), second)):
+        assert np.allclose(mine, theirs.detach().numpy(), atol=1e-8)
+    turns = sigmoids.inflections(*(v.numpy() for v in (a, b, w)))
+    sign = (second > 0).numpy()[np.abs(second.numpy()) > 1e-7]
+    at = x.detach().numpy()[np.abs(second.numpy()) > 1e-7]
+    changes = at[:-1][sign[1:] != sign[:-1]]
+    assert len(turns) == len(changes) and np.allclose(turns, changes, atol=0.003)
+    assert made.frames[0]["label"].startswith(f"{len(turns)} inflection")
+
+
+def test_the_humps_are_counted_and_the_curves_are_densities():
+    made = widgets.sigmoidal()
+    for preset, words in (("two humps of x", "2 humps of p(x)"), ("three humps of x", "3 humps of p(x)"), ("affine-like", "1 hump of p(x)"),
+                          ("two humps of y", "2 humps of p(y)")):
+        made.set(preset=preset)
+        assert words in made.frames[0]["label"]
+        for column, axis in ((0, 0), (3, 1)):
+            curve = marks_of(made.frames[0], column, "lines")[0]["xy"][0]
+            assert abs(np.trapezoid(curve[:, 1 - axis], curve[:, axis])) == pytest.approx(1, abs=0.01), (preset, column)
+
+
+def test_weights_sum_to_one_and_a_choice_moves_nothing():
+    made = widgets.sigmoidal([1.0, 20.0, 3.0], [0.0, 90.0, -1.0], [0.2, 0.3, 0.5])
+    before = sigmoids.parameters(made.state)
+    for digit in "3219":
+        made.key(digit)
+        assert np.allclose(sigmoids.parameters(made.state), before)
+    for weight in (1.0, 0.25, 0.0, 0.6):
+        made.set(weight=weight)
+        assert sigmoids.parameters(made.state)[2].sum() == pytest.approx(1)
+        assert sigmoids.parameters(made.state)[2][2] == weight
+    made.key("1")
+    made.set(weight=1.0)
+    made.key("2")
+    made.set(weight=0.4)
+    assert sigmoids.parameters(made.state)[2].sum() == pytest.approx(1)
+    for wrong in (([1.0], None, [1.0]), ([1.0, 2.0], [0.0], [1.0]), ([-1.0], [0.0], [1.0]), ([1.0], [0.0], [0.7])):
+        with pytest.raises(ValueError):
+            widgets.sigmoidal(*wrong)
 
 
 # training
@@ -474,7 +757,18 @@ def test_explore_picks_the_view():
     assert meter(line)[2] == pytest.approx(1, abs=0.011)
 
 
+@pytest.mark.parametrize("given, title", [
+    (lambda: torch.eye(2), "Matrix"), (lambda: flowkit.made_masks(4, (5,), 2), "Autoregressive"), (lambda: flowkit.MADE(4, 2), "Autoregressive"),
+    (lambda: flowkit.MADE(2, 2), "Autoregressive"), (lambda: normal(flowkit.MAF(flowkit.MADE(4, 2)), dim=4), "Autoregressive"),
+    (lambda: flowkit.Planar(2), "Planar"), (lambda: (torch.ones(2), torch.zeros(2), torch.tensor([0.3, 0.7])), "Sigmoidal"),
+])
+def test_explore_shows_what_is_no_flow_of_the_plane(given, title):
+    assert widgets.explore(given()).canvas.title.startswith(title)
+
+
 @pytest.mark.parametrize("given, words", [
+    (lambda: torch.eye(3), "It cannot be shown: A must be a finite matrix"),
+    (lambda: [torch.ones(3, 2), torch.ones(2, 2)], "It cannot be shown: each mask"),
     (lambda: Coupling, "Coupling is a class: make a layer of it first"),
     (lambda: 3, "int has no forward"),
     (lambda: flowkit.Abs(), "Abs is no bijection"),
@@ -485,3 +779,15 @@ def test_explore_picks_the_view():
 def test_explore_says_why_not(given, words):
     said = widgets.explore(given())
     assert words in repr(said) and repr(said).count("\n") == 0 and said.endswith(".") and words[:9] in said._repr_html_()
+
+
+def test_a_slider_counts_its_places():
+    """The browser knows an index only, so that nothing comes back rounded; what a layer brings is shown as it is."""
+    made = slider("w.u", -0.7312345, -3.0, 2.0, 0.05)
+    assert made.value == -0.7312345 and len(set(made._options_labels)) == len(made.options)
+    for value, nearest in ((-5.0, -3.0), (0.234, 0.23), (0.55, 0.55), (9.0, 2.0)):
+        made.value = value
+        assert made.value == nearest and made.options[made.index][1] == nearest
+    for index in range(len(made.options)):              # as the browser says it
+        made.index = index
+        assert made.index == index and made.value == made.options[index][1]
