@@ -263,8 +263,8 @@ def _():
     return figure
 
 # %% [markdown]
-# Two strictly lower triangles, one for each parameter. **See it live:** move over a unit, or step through the outputs with the arrow keys, and watch which paths are open. Then let the two rows of ticks run: they count the evaluations of the network when
-# a density is computed, and when a sample is drawn. The difference is the subject of the next three sections.
+# Two strictly lower triangles, one for each parameter. **See it live:** move over a unit, or step through the outputs with the arrow keys, and watch which paths are open. Below it, the passes through the network are counted that
+# have been made so far, where the input is known and where it must be found one coordinate at a time. The menu names two flows, MAF and IAF; what they do is the subject of the next three sections.
 
 # %% tags=["show"]
 @show
@@ -659,8 +659,8 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The IAF-style one. A hump that $q$ does not visit costs nothing in $\mathrm{KL}(q\,\|\,p)$ but the logarithm of its weight: leaving out the smallest hump costs $-\log 0.8 = 0.22$ nats. In $\mathrm{KL}(p\,\|\,q)$ it costs without bound, since samples fall where $q$ is nearly zero; the
-# MAF-style training prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can be held against the other's measure.)
+# The IAF-style one. A $q$ that fits some of the humps perfectly, with total weight $w$, and never visits the others has $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and no gradient leads on from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs
+# enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can be held against the other's measure.)
 #
 # </details>
 #
@@ -1080,7 +1080,8 @@ def _():
     return figure
 
 # %% [markdown]
-# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place with its inflection point (and between two steep places a flat one with another). Drag the sigmoids yourself; **try** to make three humps from two sigmoids, and two humps with one:
+# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place with its inflection point (and between two steep places a flat one with another). Move the sigmoids yourself: a digit chooses one, left and right move it, up and down change its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep*
+# places. **Try** to make three humps from two sigmoids:
 
 # %% tags=["show"]
 @show
@@ -1208,7 +1209,12 @@ def _():
     return figure
 
 # %% [markdown]
-# ANSWER_DDSF
+# <details><summary>Answer</summary>
+#
+# Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay about twice as far away, and the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better used on this target. What
+# DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made with it. Starts differ as much as kinds do: one run proves little.
+#
+# </details>
 #
 # ## 10 · NAF: and now with a conditioner
 #
@@ -1280,7 +1286,13 @@ def _():
     return figure
 
 # %% [markdown]
-# ANSWER_GRID
+# <details><summary>Answer</summary>
+#
+# The single affine layer can only lay one broad normal over the grid: its conditionals have one hump each. Five affine layers tear it into streaks and find some of the humps, at half as many weights as the NAF. One NAF layer has all 25, and a gap of a few hundredths of a nat: its curve needs five steep places in either coordinate.
+#
+# </details>
+#
+# (Mind the direction: from data to latent, $p(x_i \mid \mathbf x_{<i}) = p(z_i)\,\tau'(x_i)$, so here each *steep* place is a hump of the data. In section 8's figure the curve was read from noise to data, and humps sat on the flat places.)
 #
 # ## 11 · How far do sigmoids reach?
 #
@@ -1429,7 +1441,7 @@ def fit_table(flow, parts, steps, label):
     """Train on the first part, keep the weights that are best on the second; returns the mean log-likelihood on the third."""
     training, validation, test = parts
     best, kept = -math.inf, None
-    optimiser = torch.optim.Adam(flow.parameters(), lr=3e-3, weight_decay=1e-4)
+    optimiser = torch.optim.Adam(flow.parameters(), lr=5e-3, weight_decay=1e-4)
     with live.interruptible():
         for step, x in enumerate(live.batches(lambda n: training[torch.randint(len(training), (n,))], steps, 64, label=label)):
             loss = -flow.log_prob(x).mean()
@@ -1451,7 +1463,7 @@ def full_normal(parts):
 
 @show
 def _():
-    tables, splits, steps = ("iris", "wine", "breast_cancer"), 3, settings.steps(400, 5)
+    tables, splits, steps = ("iris", "wine", "breast_cancer"), 3, settings.steps(250, 5)
 
     def two_layers(D, second):
         return [MAF(MaskedNet(D, [48], 2)), Permute(list(range(D))[::-1]), second]
@@ -1480,7 +1492,12 @@ def _():
     return figure
 
 # %% [markdown]
-# ANSWER_TABLES
+# <details><summary>Answer</summary>
+#
+# On iris and wine. With 90 and 107 training rows a full covariance is about all that can be learnt; the flows end within the scatter of the splits, or below the normal. On the third table they are three nats better, since an area is *not* a linear function of a radius: the conditional mean of one column bends with another, which the net
+# of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition is known, the remaining hump is nearly normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and curves win.
+#
+# </details>
 #
 # ## What you have now
 #
