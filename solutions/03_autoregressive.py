@@ -551,11 +551,12 @@ def _():
 @show
 def _():
     def milliseconds(call):
-        call()
-        start = time.perf_counter()
-        for _ in range(settings.steps(5, 1)):
+        times = []
+        for _ in range(settings.steps(8, 2)):
+            start = time.perf_counter()
             call()
-        return (time.perf_counter() - start) / settings.steps(5, 1) * 1000
+            times.append(time.perf_counter() - start)
+        return min(times) * 1000  # the quickest: whatever else the machine does only adds
 
     sizes = [2, 4, 8, 16, 32, 64]
     curves = {name: ([], []) for name in ("MAF", "IAF", "coupling")}
@@ -632,8 +633,8 @@ def _():
     figure, axes = plotting.side_by_side(4, ["learning curves", "target", "MAF-style: density", "IAF-style: density"], size=3.5)
     for (name, losses), colour in zip(curves.items(), ("blue", "red")):
         width = min(20, len(losses))
-        axes[0].plot(np.convolve(losses, np.ones(width) / width, "valid").clip(1e-3), color=plotting.PALETTE[colour], linewidth=2, label=name)
-    axes[0].set_yscale("log"), axes[0].set_xlabel("batch", fontsize=14), axes[0].set_ylabel("its own KL (nats)", fontsize=14), axes[0].legend(fontsize=12, frameon=False)
+        axes[0].plot(np.convolve(losses, np.ones(width) / width, "valid"), color=plotting.PALETTE[colour], linewidth=2, label=name)
+    axes[0].set_ylim(0, 2), axes[0].set_xlabel("batch", fontsize=14), axes[0].set_ylabel("its own KL (nats)", fontsize=14), axes[0].legend(fontsize=12, frameon=False)
     with torch.no_grad():
         grid = torch.from_numpy(plotting.grid_points(limits, 120))
         log_p = three_humps.log_prob(grid)
@@ -641,12 +642,8 @@ def _():
         log_maf = base.log_prob(z) + ldj
         z, log_iaf = grid, 0
         for layer in reversed(list(trained["IAF-style"])):  # the slow direction: each layer's inverse, two passes
-            if isinstance(layer, MAF):
-                x = layer.inverse(z)
-                log_iaf = log_iaf - layer.forward(x)[1]
-            else:
-                x = layer.inverse(z)
-            z = x
+            z = layer.inverse(z)
+            log_iaf = log_iaf - layer.forward(z)[1]
         log_iaf = base.log_prob(z) + log_iaf
     top, area = float(log_p.exp().max()), (10 / 120) ** 2
     for ax, values in zip(axes[1:], (log_p, log_maf, log_iaf)):
@@ -735,7 +732,8 @@ def draw_field(ax, J, title):
 def _():
     settings.seed(0)
     L = 16
-    figure, axes = plotting.side_by_side(2, size=4.6)
+    figure = plotting.Picture(figsize=(10.5, 5.4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for ax, dilations in zip(axes, ((1, 2, 4), (1, 1, 1))):
         J = dependence(causal_stack(1, dilations), (1, L), draws=5)
         back = int((J[-1] > 1e-12).nonzero()[0])
@@ -778,12 +776,13 @@ def _():
     nets = {"masked net": lambda: MaskedNet(L, [64], 2), "causal convolutions": lambda: AsSequence(causal_stack(2, (1, 2), width=8))}
     figure = plotting.Picture(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.2])
-    for row in few[:4]:
-        left.plot(row, linewidth=1.5)
+    for row, colour in zip(few, ("blue", "orange", "green", "red")):
+        left.plot(row, color=plotting.PALETTE[colour], linewidth=1.5)
     left.set_xlabel("t", fontsize=14), left.set_title("four of the 200 sequences", fontsize=14)
     for (name, net), colour in zip(nets.items(), ("red", "blue")):
         settings.seed(0)
         flow, at, gaps = Flow(StandardNormal(L), Compose([MAF(net())])), [], []
+        flow.log_prob(few[:2])  # is it solved?
         for leg in range(6):
             train(flow, lambda n: few[torch.randint(len(few), (n,))], settings.steps(80, 2), 2e-2, 64, label=name)
             at.append(80 * (leg + 1)), gaps.append(shortfall(flow, swings, entropy, 2000))
@@ -941,7 +940,7 @@ def _():
     for ax, (name, J) in zip(axes, fields.items()):
         draw_field(ax, J, name)
         ax.plot([-0.5, 15.5], [-0.5, 15.5], color=plotting.PALETTE["red"], linewidth=1.5)
-        ax.set_xlabel("input", fontsize=14), ax.set_ylabel("output", fontsize=14)
+        ax.set_xlabel("input", fontsize=14), ax.set_ylabel("output", fontsize=14), ax.set_xticks(range(0, 16, 5)), ax.set_yticks(range(0, 16, 5))
     return figure
 
 # %% [markdown]
@@ -987,7 +986,7 @@ def _():
     for column, colour in ((70, "blue"), (80, "green"), (100, "red")):
         axes[0].axvline(float(axis[column]), color=plotting.PALETTE[colour], linewidth=2)
         axes[1].plot(axis, p[:, column] / (p[:, column].sum() * 0.05), color=plotting.PALETTE[colour], linewidth=2.5, label=f"x1 = {float(axis[column]):.2f}")
-    axes[1].legend(fontsize=12, frameon=False)
+    axes[1].set_ylim(0, 1.6), axes[1].legend(fontsize=12, frameon=False, loc="upper right")
     axes[2].plot(axis, p.sum(1) * 0.05, color="black", linewidth=2.5)
     for ax in axes[1:]:
         ax.set_xlabel("x2", fontsize=14)
@@ -1039,13 +1038,13 @@ def dsf(x, a, b, w):
 check("dsf", dsf)
 
 # %% [markdown]
-# The lecture's figure, with your `dsf`: a normal hump (top row) goes through a transformer (middle, with its inflection points) and comes out (bottom). Left a line, then two and three sigmoids. **Predict** the number of humps of each before you look at the bottom row; then count the inflection points.
+# The lecture's figure, with your `dsf`: a normal hump (top row) goes through a transformer (middle, with its inflection points) and comes out (bottom). Left a line, then two sigmoids (one steep, one shallow) and three (two steep, one shallow). **Predict** the number of humps of each before you look at the bottom row; then count the inflection points.
 
 # %% tags=["show"]
 staircases = {  # a, b, w
     "a line (K = 1)": ([0.8], [0.6], [1.0]),
-    "two sigmoids": ([2.5, 2.5], [2.5, -2.5], [0.4, 0.6]),
-    "three sigmoids": ([5.0, 5.0, 5.0], [6.0, 0.0, -6.0], [0.3, 0.4, 0.3]),
+    "two sigmoids": ([6.0, 0.6], [0.0, 0.0], [0.6, 0.4]),
+    "three sigmoids": ([9.0, 9.0, 0.7], [6.0, -6.0, 0.0], [0.35, 0.35, 0.3]),
 }
 
 
@@ -1211,7 +1210,7 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay about twice as far away, and the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better used on this target. What
+# Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay two to four times as far away, and the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better used on this target. What
 # DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made with it. Starts differ as much as kinds do: one run proves little.
 #
 # </details>
@@ -1288,7 +1287,7 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The single affine layer can only lay one broad normal over the grid: its conditionals have one hump each. Five affine layers tear it into streaks and find some of the humps, at half as many weights as the NAF. One NAF layer has all 25, and a gap of a few hundredths of a nat: its curve needs five steep places in either coordinate.
+# The single affine layer can only lay one broad normal over the grid: its conditionals have one hump each. Five affine layers, with half as many weights as the NAF, bend it into something square with streaks, and find none of the humps in this time. One NAF layer has all 25, and a gap of a few hundredths of a nat: its curve needs five steep places in either coordinate.
 #
 # </details>
 #
@@ -1322,20 +1321,22 @@ def staircase(x, steps):
     return F.logsigmoid(y), F.logsigmoid(-y), log_slope + F.logsigmoid(y) + F.logsigmoid(-y)
 
 
+ridge_F = torch.cumsum(ridge_p, 0) * 0.008 - ridge_p * 0.004
+
+
 def ridge_quantile(levels):
-    return torch.from_numpy(np.interp(levels, torch.cumsum(ridge_p, 0) / ridge_p.sum(), ridge_x))
+    return torch.from_numpy(np.interp(levels, ridge_F, ridge_x))
 
 
 @show
 def _():
-    F_x = torch.cumsum(ridge_p, 0) * 0.008 - ridge_p * 0.004
     sizes = [2, 4, 8, 16, 32, 64, 128]
     figure, axes = plotting.side_by_side(3, ["F and S_n", "densities", "distances to the truth"], size=4.2)
-    axes[0].plot(ridge_x, F_x, color="black", linewidth=2.5), axes[1].plot(ridge_x, ridge_p, color="black", linewidth=2.5)
+    axes[0].plot(ridge_x, ridge_F, color="black", linewidth=2.5), axes[1].plot(ridge_x, ridge_p, color="black", linewidth=2.5)
     far, kl = [], []
     for n in sizes:
         log_S, _, log_q = staircase(ridge_x, quantile_steps(ridge_quantile, n))
-        far.append(float((log_S.exp() - F_x).abs().max())), kl.append(float((ridge_p * (ridge_p.log() - log_q)).sum() * 0.008))
+        far.append(float((log_S.exp() - ridge_F).abs().max())), kl.append(float((ridge_p * (ridge_p.log() - log_q)).sum() * 0.008))
         if n in (4, 32):
             colour = plotting.PALETTE["orange" if n == 4 else "blue"]
             axes[0].plot(ridge_x, log_S.exp(), color=colour, linewidth=2, label=f"n = {n}"), axes[1].plot(ridge_x, log_q.exp(), color=colour, linewidth=2)
@@ -1347,7 +1348,7 @@ def _():
     return figure
 
 # %% [markdown]
-# The CDFs come together as $1/n$ or faster, without any training. For this target the divergence falls as well. Is that always so?
+# The CDFs come together about as $1/n$, without any training. For this target the divergence falls as well. Is that always so?
 #
 # **In distribution, not in KL.** Take for $p$ the Cauchy density, $p(x) = \frac{1}{\pi (1 + x^2)}$: positive and continuous, so the propositions hold. The slope of any staircase of $n$ sigmoids falls like $e^{-a_{\min}|x|}$ far out, so $-\log q_n(x)$ grows like $a_{\min}|x|$, and
 #
@@ -1373,19 +1374,19 @@ def _():
         steps = quantile_steps(lambda u: torch.tan(math.pi * (u - 0.5)), n)
         log_S, _, log_q = staircase(x, steps)
         far.append(float((log_S.exp() - F_x).abs().max()))
-        if n in (8, 32, 128):
+        if n in (4, 8, 16):
             integrand = log_p.exp() * (log_p - log_q)
             pieces = (integrand[1:] + integrand[:-1]) / 2 * cell
             centre = len(pieces) // 2
             within = torch.cumsum(pieces[centre:] + pieces[:centre].flip(0), 0)
-            axes[2].loglog(x[centre + 1:], within.clamp_min(1e-4), color=plotting.PALETTE[{8: "orange", 32: "blue", 128: "purple"}[n]], linewidth=2, label=f"n = {n}")
+            axes[2].semilogx(x[centre + 1:], within, color=plotting.PALETTE[{4: "orange", 8: "blue", 16: "purple"}[n]], linewidth=2, label=f"n = {n}")
     axes[1].loglog(numbers, far, "o-", color=plotting.PALETTE["blue"], linewidth=2), axes[1].loglog(numbers, [1 / n for n in numbers], ":", color="black", label="1 / n")
     axes[1].set_xticks(numbers, numbers), axes[1].minorticks_off(), axes[1].set_xlabel("sigmoids n", fontsize=14), axes[1].legend(fontsize=12, frameon=False)
-    axes[2].set_xlim(1, 1e10), axes[2].set_xlabel("T", fontsize=14), axes[2].set_ylabel("nats", fontsize=14), axes[2].legend(fontsize=12, frameon=False)
+    axes[2].set_xlim(1, 1e10), axes[2].axhline(0, color="black", linewidth=0.8), axes[2].set_xlabel("T", fontsize=14), axes[2].set_ylabel("nats", fontsize=14), axes[2].legend(fontsize=12, frameon=False)
     return figure
 
 # %% [markdown]
-# The CDFs agree better and better, and each of the KLs goes on growing for ever. Both are true at once: convergence in distribution hardly looks at the tails, KL looks at them with a logarithm as a lens. On real data this is no academic matter: a few far outliers can dominate a mean log-likelihood.
+# The CDFs agree better and better, and each of the KLs goes on growing for ever: straight lines over a logarithmic axis, as the integral says. Both are true at once: convergence in distribution hardly looks at the tails, KL looks at them with a logarithm as a lens. On real data this is no academic matter: a few far outliers can dominate a mean log-likelihood.
 #
 # ## 12 · Real tables
 #
@@ -1417,6 +1418,12 @@ def _():
 
 # %% [markdown]
 # Filled dots are test values, open diamonds validation; red are neural autoregressive flows.
+#
+# <details><summary>Answer</summary>
+#
+# On MINIBOONE: 2.9 nats over the better of the two affine MAFs; 0.4, 1.9, 2.6 and 2.0 on the others, from left to right without it. But look at HEPMASS: MADE MoG, a single layer whose conditionals have many humps, is as good as a stack of five DDSF layers. What affine flows lack there is the free form of the conditional, not depth.
+#
+# </details>
 #
 # **Our own miniature.** Three small real tables lie in `data/tables/`, the measurements of scikit-learn's iris, wine and breast cancer data without their labels. A few hundred rows are a different world: here it matters who *overfits*. Three models, on three random splits each (60% to train, 20% to
 # choose the step at which to stop, 20% to test): a normal with full covariance, in closed form; two of your MAF layers with the columns turned round between them; and the same with your NAF in the place of the second. Recorded values are rounded, and a flexible density could put spikes on
@@ -1451,7 +1458,8 @@ def fit_table(flow, parts, steps, label):
                     now = float(flow.log_prob(validation).mean())
                 if now > best:
                     best, kept = now, {k: v.clone() for k, v in flow.state_dict().items()}
-    flow.load_state_dict(kept)
+    if kept is not None:
+        flow.load_state_dict(kept)
     with torch.no_grad():
         return float(flow.log_prob(test).mean())
 
