@@ -49,7 +49,8 @@ from flowkit.linear import Permute
 settings.seed(0)
 
 # %% [markdown]
-# Here is the idea as a picture. The density of two moons is cut along vertical lines. To draw a point, first draw $x_1$ from the curve on the left; then draw $x_2$ from
+# Here is the idea as a picture. The density of two moons is cut along vertical lines. To draw a point, first draw $x_1$ from the curve on the left;
+# then draw $x_2$ from
 # the slice that stands at that $x_1$. Two one-dimensional draws make one two-dimensional point.
 
 # %% tags=["show"]
@@ -79,28 +80,36 @@ def _():
 # %% [markdown]
 # ## 1 · The chain rule, read as a flow
 #
-# Let $\mathbf x = (x_1, \dots, x_D) \in \mathbb R^D$ be a data point, and $\mathbf x_{<i} = (x_1, \dots, x_{i-1})$ what comes before its coordinate $i$ ($\mathbf x_{<1}$ is empty). The chain rule of probability
+# Let $\mathbf x = (x_1, \dots, x_D) \in \mathbb R^D$ be a data point, and $\mathbf x_{<i} = (x_1, \dots, x_{i-1})$ what comes before its coordinate
+# $i$ ($\mathbf x_{<1}$ is empty). The chain rule of probability
 #
 # $$p(\mathbf x) = \prod_{i=1}^{D} p(x_i \mid \mathbf x_{<i}), \qquad \log p(\mathbf x) = \sum_{i=1}^{D} \log p(x_i \mid \mathbf x_{<i})$$
 #
 # holds for **every** density, in **any** order of the coordinates. Nothing is assumed. A model that learns the factors is called *autoregressive*.
 #
-# Each factor is the density of *one* number, and lesson 01 made those with one-dimensional flows. So take an increasing function $\tau$ of one number, and let what came before decide which:
+# Each factor is the density of *one* number, and lesson 01 made those with one-dimensional flows. So take an increasing function $\tau$ of one
+# number, and let what came before decide which:
 #
 # $$z_i = \tau\big(x_i;\ c_i(\mathbf x_{<i})\big), \qquad i = 1, \dots, D .$$
 #
-# $\mathbf z \in \mathbb R^D$ is the latent point, with the *base* density $p(\mathbf z)$, a standard normal. The function $\tau$ is called the *transformer* (long before the network of that name; the two have
-# nothing to do with each other), and $c_i$ the *conditioner*: from $\mathbf x_{<i}$ it computes the parameters of $\tau$, such as a scale and a shift. Both names are those of the NAF paper (Huang et al. 2018).
+# $\mathbf z \in \mathbb R^D$ is the latent point, with the *base* density $p(\mathbf z)$, a standard normal. The function $\tau$ is called
+# the *transformer* (long before the network of that name; the two have
+# nothing to do with each other), and $c_i$ the *conditioner*: from $\mathbf x_{<i}$ it computes the parameters of $\tau$, such as a scale and a
+# shift. Both names are those of the NAF paper (Huang et al. 2018).
 #
-# **The Jacobian.** $z_i$ depends on $x_1, \dots, x_i$ and on nothing later, so $\partial z_i / \partial x_j = 0$ for $j > i$. The matrix is lower triangular, its determinant is the product of its diagonal:
+# **The Jacobian.** $z_i$ depends on $x_1, \dots, x_i$ and on nothing later, so $\partial z_i / \partial x_j = 0$ for $j > i$. The matrix is lower
+# triangular, its determinant is the product of its diagonal:
 #
 # $$\frac{\partial \mathbf z}{\partial \mathbf x} = \begin{bmatrix} \frac{\partial z_1}{\partial x_1} & & \\ \vdots & \ddots & \\ \frac{\partial z_D}{\partial x_1} & \cdots & \frac{\partial z_D}{\partial x_D}\end{bmatrix}
-# \quad\Longrightarrow\quad \texttt{ldj} = \log\left|\det \frac{\partial \mathbf z}{\partial \mathbf x}\right| = \sum_{i=1}^{D} \log \frac{\partial \tau}{\partial x_i}\big(x_i;\ c_i(\mathbf x_{<i})\big).$$
+# \quad\Longrightarrow\quad \texttt{ldj} = \log\left|\det \frac{\partial \mathbf z}{\partial \mathbf x}\right| = \sum_{i=1}^{D} \log \frac{\partial
+# \tau}{\partial x_i}\big(x_i;\ c_i(\mathbf x_{<i})\big).$$
 #
-# **Which way is forward?** As in all of this course: `forward(x) -> (z, ldj)` goes from data to latent, with `x` and `z` of shape `(B, D)` and `ldj` of shape `(B,)`, one number for each of
+# **Which way is forward?** As in all of this course: `forward(x) -> (z, ldj)` goes from data to latent, with `x` and `z` of shape `(B, D)` and `ldj`
+# of shape `(B,)`, one number for each of
 # the `B` points; `inverse(z) -> x` goes back, to sample. Sections 5 and 7 have places where papers go the other way; there it is said again.
 #
-# **How far does this reach?** Take for $\tau$ the conditional CDF itself, $z_i = P(X_i \le x_i \mid \mathbf x_{<i})$. Then the slopes are the conditionals, their product is $p(\mathbf x)$, and $\mathbf z$ is uniform
+# **How far does this reach?** Take for $\tau$ the conditional CDF itself, $z_i = P(X_i \le x_i \mid \mathbf x_{<i})$. Then the slopes are the
+# conditionals, their product is $p(\mathbf x)$, and $\mathbf z$ is uniform
 # on the cube: a *perfect* autoregressive flow (the Rosenblatt transform, 1952). Below it is done to the moons, with CDFs that are summed up on a grid.
 # **Predict before you run:** what does the third picture look like, where $z_2 = P(X_2 \le x_2)$ forgets to look at $x_1$?
 
@@ -126,38 +135,51 @@ def _():
     return figure
 
 # %% [markdown]
-# With the conditional CDF the square is evenly filled: the two numbers of the data point have become two independent ones. Without the look at $x_1$ each coordinate alone is evenly spread, and yet the two still
-# tell of each other. So an autoregressive flow *can* represent any density, if $\tau$ is free enough and the conditioner good enough. Two questions are left, and this lesson is about them: how does
+# With the conditional CDF the square is evenly filled: the two numbers of the data point have become two independent ones. Without the look at $x_1$
+# each coordinate alone is evenly spread, and yet the two still
+# tell of each other. So an autoregressive flow *can* represent any density, if $\tau$ is free enough and the conditioner good enough. Two questions
+# are left, and this lesson is about them: how does
 # **one** network make all $D$ conditioners, and how free must $\tau$ be?
 #
 # ## 2 · One network for all conditioners: MADE
 #
-# $D$ networks, one for each $c_i$, would do, but share nothing. *MADE* (Germain, Gregor, Murray & Larochelle 2015; the lecture names it after its last author) takes one ordinary network and cuts out the
+# $D$ networks, one for each $c_i$, would do, but share nothing. *MADE* (Germain, Gregor, Murray & Larochelle 2015; the lecture names it after its
+# last author) takes one ordinary network and cuts out the
 # connections through which an output could see what it must not.
 #
-# Give every unit a number, its **degree** $m$, with the meaning *"I may see the first $m$ coordinates, no more"*. (Here in the text coordinates count from 1 to $D$.)
+# Give every unit a number, its **degree** $m$, with the meaning *"I may see the first $m$ coordinates, no more"*. (Here in the text coordinates count
+# from 1 to $D$.)
 #
 # * Input $x_j$ has degree $j$.
-# * Hidden units have degrees from 1 to $D-1$. (One of degree $D$ could be used by no output at all.) A unit may listen to a unit of the layer below **if its degree is at most its own**, $m_{\text{below}} \le m_{\text{own}}$.
-# * Output $i$ must see $\mathbf x_{<i}$ only, that is $i - 1$ coordinates. It may listen to hidden units of degree $m_{\text{below}} < i$: here, and only here, the comparison is **strict**.
+# * Hidden units have degrees from 1 to $D-1$. (One of degree $D$ could be used by no output at all.) A unit may listen to a unit of the layer below
+#   **if its degree is at most its own**, $m_{\text{below}} \le m_{\text{own}}$.
+# * Output $i$ must see $\mathbf x_{<i}$ only, that is $i - 1$ coordinates. It may listen to hidden units of degree $m_{\text{below}} < i$: here, and
+#   only here, the comparison is **strict**.
 #
-# Along any open path from $x_j$ to output $i$ the degrees never fall, and at the end they rise: $j \le m_1 \le m_2 \le \dots < i$, so $j < i$. The rule is written into *masks*: $M^{(\ell)}$ is a matrix of zeros and ones with the shape
-# of the weights $W^{(\ell)}$ of layer $\ell = 1, \dots, L$, that is `(out, in)`, and the layer computes $(W^{(\ell)} \odot M^{(\ell)})\,\mathbf h + \mathbf b^{(\ell)}$ ($\odot$ is the product entry by entry). The entry $(i, j)$ of the product $M^{(L)} \cdots M^{(1)}$ is the number of open paths from $x_j$ to output $i$.
+# Along any open path from $x_j$ to output $i$ the degrees never fall, and at the end they rise: $j \le m_1 \le m_2 \le \dots < i$, so $j < i$. The
+# rule is written into *masks*: $M^{(\ell)}$ is a matrix of zeros and ones with the shape
+# of the weights $W^{(\ell)}$ of layer $\ell = 1, \dots, L$, that is `(out, in)`, and the layer computes
+# $(W^{(\ell)} \odot M^{(\ell)})\,\mathbf h + \mathbf b^{(\ell)}$ ($\odot$ is the product entry by entry). The entry $(i, j)$ of the product
+# $M^{(L)} \cdots M^{(1)}$ is the number of open paths from $x_j$ to output $i$.
 #
 # **Predict:** which output listens to no input at all? And which input is listened to by no output?
 #
 # <details><summary>Answer</summary>
 #
-# The first output: no degree is below 1. It is a constant, its bias, as it must be: $p(x_1)$ has no condition. And the last input: $x_D$ is what nobody may see.
+# The first output: no degree is below 1. It is a constant, its bias, as it must be: $p(x_1)$ has no condition. And the last input: $x_D$ is what
+# nobody may see.
 #
 # </details>
 #
 # ### Exercise `made_masks` · 20 minutes · difficulty 3 of 5 · 8 points
 #
-# Write the masks. `dim` is $D$ (at least 2), `hidden` is a list of widths, `out_per_dim` is the number $P$ of parameters that each coordinate needs. Return one mask for each layer, `len(hidden) + 1` in all, each a tensor
-# of zeros and ones with the shape `(out, in)`. The last has $P \cdot D$ rows in *blocks*: row `p * dim + i` is parameter `p` of coordinate `i` (counted from 0 in code), so that `chunk(P, -1)` of the net's output gives one `(B, D)` for each parameter.
+# Write the masks. `dim` is $D$ (at least 2), `hidden` is a list of widths, `out_per_dim` is the number $P$ of parameters that each coordinate needs.
+# Return one mask for each layer, `len(hidden) + 1` in all, each a tensor
+# of zeros and ones with the shape `(out, in)`. The last has $P \cdot D$ rows in *blocks*: row `p * dim + i` is parameter `p` of coordinate `i`
+# (counted from 0 in code), so that `chunk(P, -1)` of the net's output gives one `(B, D)` for each parameter.
 #
-# The hidden degrees are yours to choose. But in a layer with $D - 1$ units or more each of the degrees $1, \dots, D-1$ must occur, so that no path is lost that might be open. Useful: `torch.arange`,
+# The hidden degrees are yours to choose. But in a layer with $D - 1$ units or more each of the degrees $1, \dots, D-1$ must occur, so that no path is
+# lost that might be open. Useful: `torch.arange`,
 # comparing `a[:, None] >= b[None, :]`, `Tensor.repeat`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "made_masks"}
@@ -175,7 +197,8 @@ def made_masks(dim, hidden, out_per_dim):
 check("made_masks", made_masks)
 
 # %% [markdown]
-# Your masks as a network, for $D = 4$ with two hidden layers of six. Inputs are at the bottom, outputs at the top, the numbers are the degrees that your masks amount to: how many inputs a unit sees. Red is all that
+# Your masks as a network, for $D = 4$ with two hidden layers of six. Inputs are at the bottom, outputs at the top, the numbers are the degrees that
+# your masks amount to: how many inputs a unit sees. Red is all that
 # leads to the third output. **Predict** the matrix of path counts at the right before you look: where are its zeros?
 
 # %% tags=["show"]
@@ -219,8 +242,10 @@ def _():
     return figure
 
 # %% [markdown]
-# Strictly lower triangular: zeros on the diagonal and above it. Now put the masks on a network. From here on `MaskedNet(D, hidden, P)` is a network `(B, D) -> (B, P D)` with your masks on its weights. It runs once, and all $D$ conditioners have answered.
-# Below, how strongly each of its outputs depends on each input, by automatic differentiation, for $D = 6$ and $P = 2$ with random weights. **Predict** the shape of the matrix.
+# Strictly lower triangular: zeros on the diagonal and above it. Now put the masks on a network. From here on `MaskedNet(D, hidden, P)` is a network
+# `(B, D) -> (B, P D)` with your masks on its weights. It runs once, and all $D$ conditioners have answered.
+# Below, how strongly each of its outputs depends on each input, by automatic differentiation, for $D = 6$ and $P = 2$ with random weights.
+# **Predict** the shape of the matrix.
 
 # %% tags=["show"]
 class MaskedNet(nn.Module):
@@ -263,7 +288,9 @@ def _():
     return figure
 
 # %% [markdown]
-# Two strictly lower triangles, one for each parameter. **See it live** (inputs at the top this time): move over a unit, or step through the coordinates with the arrow keys, and watch which paths are open. At the right the passes through the network are counted, where the input is known and where it must be found one coordinate at a time. The menu names two flows, MAF and IAF; what they do is the subject of the next three sections.
+# Two strictly lower triangles, one for each parameter. **See it live** (inputs at the top this time): move over a unit, or step through the
+# coordinates with the arrow keys, and watch which paths are open. At the right the passes through the network are counted, where the input is known
+# and where it must be found one coordinate at a time. The menu names two flows, MAF and IAF; what they do is the subject of the next three sections.
 
 # %% tags=["show"]
 @show
@@ -273,18 +300,21 @@ def _():
 # %% [markdown]
 # ## 3 · Two affine transformers
 #
-# The simplest increasing $\tau$ is a straight line with a positive slope. The lecture NF 3 has two ways to write it. Let $\mu_i$ and $a_i$ be what the conditioner says to coordinate $i$; then
+# The simplest increasing $\tau$ is a straight line with a positive slope. The lecture NF 3 has two ways to write it. Let $\mu_i$ and $a_i$ be what
+# the conditioner says to coordinate $i$; then
 #
 # $$\textbf{shift:}\quad y_i = \mu_i + \sigma_i x_i,\quad \sigma_i = e^{a_i} \qquad\qquad\qquad \textbf{gate:}\quad y_i = \sigma_i x_i + (1 - \sigma_i)\,\mu_i, \quad \sigma_i = \frac{1}{1 + e^{-a_i}} .$$
 #
-# The slope is $\sigma_i$ in both, so $\texttt{ldj} = \sum_i \log \sigma_i$, which is $\sum_i a_i$ for the shift and $-\sum_i \log(1 + e^{-a_i})$ for the gate. The second comes from the IAF paper (Kingma et al. 2016, equation 14), where $x$ is noise on its way to a sample; hence the neutral
+# The slope is $\sigma_i$ in both, so $\texttt{ldj} = \sum_i \log \sigma_i$, which is $\sum_i a_i$ for the shift and $-\sum_i \log(1 + e^{-a_i})$ for
+# the gate. The second comes from the IAF paper (Kingma et al. 2016, equation 14), where $x$ is noise on its way to a sample; hence the neutral
 # names $x \mapsto y$ here. It is the gate of an LSTM: keep a share $\sigma$ of what is there, and put $\mu$ in the place of the rest.
 #
 # **Predict:** draw the gate's lines for a fixed $\mu = 1$ and several $\sigma$. Where do they cross? And can a gate stretch?
 #
 # ### Exercise `affine_forms` · 10 minutes · difficulty 1 of 5 · 5 points
 #
-# `x`, `mu` and `a` have shape `(B, D)`; return `y` of shape `(B, D)` and `ldj` of shape `(B,)`. `form` is `"shift"` or `"gate"`. Let `ldj` stay exact when $a$ is very negative, where $\sigma$ itself underflows to 0. Useful: `torch.sigmoid`, `F.logsigmoid`.
+# `x`, `mu` and `a` have shape `(B, D)`; return `y` of shape `(B, D)` and `ldj` of shape `(B,)`. `form` is `"shift"` or `"gate"`. Let `ldj` stay exact
+# when $a$ is very negative, where $\sigma$ itself underflows to 0. Useful: `torch.sigmoid`, `F.logsigmoid`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "affine_forms"}
 def affine_forms(x, mu, a, form):
@@ -318,30 +348,38 @@ def _():
     return figure
 
 # %% [markdown]
-# All gates go through the point $(\mu, \mu)$: every $x$ is drawn towards $\mu$, and $\mu$ itself stays. Since $\sigma < 1$ a gate never stretches; its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer
+# All gates go through the point $(\mu, \mu)$: every $x$ is drawn towards $\mu$, and $\mu$ itself stays. Since $\sigma < 1$ a gate never stretches;
+# its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer
 # can only make a density narrower. In the rest of the lesson we write the shift, with the letters of lesson 02, $e^{\alpha}$ and $\mu$.
 #
 # ## 4 · MAF: the density in one pass
 #
 # The *masked autoregressive flow* (Papamakarios, Pavlakou & Murray 2017) is the affine transformer with a masked network as conditioner:
 #
-# $$z_i = x_i\, e^{\alpha_i} + \mu_i, \qquad (\boldsymbol\alpha, \boldsymbol\mu) = \mathrm{net}(\mathbf x), \quad \boldsymbol\alpha, \boldsymbol\mu \in \mathbb R^D, \qquad \alpha_i, \mu_i \text{ functions of } \mathbf x_{<i}, \qquad \texttt{ldj} = \sum_{i=1}^D \alpha_i .$$
+# $$z_i = x_i\, e^{\alpha_i} + \mu_i, \qquad (\boldsymbol\alpha, \boldsymbol\mu) = \mathrm{net}(\mathbf x), \qquad \texttt{ldj} = \sum_{i=1}^D \alpha_i ,$$
 #
-# **Forward** is easy: all of $\mathbf x$ is known, one pass through the net gives every $\alpha_i$ and $\mu_i$. **Backward**, $x_i = (z_i - \mu_i)\, e^{-\alpha_i}$ needs $\mu_i$ and $\alpha_i$, and those need $x_1, \dots, x_{i-1}$, which are not there yet. So one after the other:
+# with $\boldsymbol\alpha, \boldsymbol\mu \in \mathbb R^D$, where $\alpha_i$ and $\mu_i$ are functions of $\mathbf x_{<i}$ alone.
+#
+# **Forward** is easy: all of $\mathbf x$ is known, one pass through the net gives every $\alpha_i$ and $\mu_i$. **Backward**,
+# $x_i = (z_i - \mu_i)\, e^{-\alpha_i}$ needs $\mu_i$ and $\alpha_i$, and those need $x_1, \dots, x_{i-1}$, which are not there yet. So one after the
+# other:
 # $\alpha_1, \mu_1$ are constants, they give $x_1$; a second pass gives $x_2$; and so on.
 #
 # **Predict:** somebody inverts in one pass, `alpha, mu = net(z)`, then `(z - mu) * exp(-alpha)`, as in a coupling layer. Which coordinates come out right?
 #
 # <details><summary>Answer</summary>
 #
-# The first, and none after it (but by luck): the net was asked about $\mathbf z$ where it should have been asked about $\mathbf x$. The first coordinate does not care, since its $\alpha_1, \mu_1$ are constants.
+# The first, and none after it (but by luck): the net was asked about $\mathbf z$ where it should have been asked about $\mathbf x$. The first
+# coordinate does not care, since its $\alpha_1, \mu_1$ are constants.
 #
 # </details>
 #
 # ### Exercise `maf` · 20 minutes · difficulty 2 of 5 · 10 points
 #
-# Write the layer. `net` is autoregressive already and maps `(B, D)` to `(B, 2 D)`: the first `D` columns are $\boldsymbol\alpha$, the last `D` are $\boldsymbol\mu$. `forward` asks it once; `inverse` asks it `D` times
-# (once more is allowed). A point that is only half known may be filled with zeros: the net does not look at what has not come yet. Do not overwrite entries of a tensor through which gradients must flow; build the next one from the last (or collect columns and `torch.stack` them).
+# Write the layer. `net` is autoregressive already and maps `(B, D)` to `(B, 2 D)`: the first `D` columns are $\boldsymbol\alpha$, the last `D` are
+# $\boldsymbol\mu$. `forward` asks it once; `inverse` asks it `D` times
+# (once more is allowed). A point that is only half known may be filled with zeros: the net does not look at what has not come yet. Do not overwrite
+# entries of a tensor through which gradients must flow; build the next one from the last (or collect columns and `torch.stack` them).
 
 # %% tags=["solution"] nbgrader={"grade_id": "maf"}
 class MAF(nn.Module):
@@ -375,8 +413,10 @@ class MAF(nn.Module):
 check("maf", MAF)
 
 # %% [markdown]
-# **What have you built?** Since $z_i$ is standard normal, $x_i = (z_i - \mu_i)\,e^{-\alpha_i}$ is, given $\mathbf x_{<i}$, normal with mean $m_i = -\mu_i e^{-\alpha_i}$ and standard deviation $s_i = e^{-\alpha_i}$. A MAF with a normal base **is** an autoregressive model
-# with Gaussian conditionals, $p(\mathbf x) = \prod_i \mathcal N(x_i;\, m_i, s_i^2)$. The two lines below compute the same number on the two ways. **Predict:** will they agree to all digits that are shown?
+# **What have you built?** Since $z_i$ is standard normal, $x_i = (z_i - \mu_i)\,e^{-\alpha_i}$ is, given $\mathbf x_{<i}$, normal with mean
+# $m_i = -\mu_i e^{-\alpha_i}$ and standard deviation $s_i = e^{-\alpha_i}$. A MAF with a normal base **is** an autoregressive model
+# with Gaussian conditionals, $p(\mathbf x) = \prod_i \mathcal N(x_i;\, m_i, s_i^2)$. The two lines below compute the same number on the two ways.
+# **Predict:** will they agree to all digits that are shown?
 
 # %% tags=["show", "compare"]
 @show
@@ -392,8 +432,10 @@ def _():
     print(f"sum of the Gaussian log-conditionals  {as_model:.8f}")
 
 # %% [markdown]
-# **The order matters.** The chain rule holds in any order, but Gaussian conditionals may fit in one and fail in another. Take a banana: $x_1 \sim \mathcal N(0, 1)$ and $x_2 = \tfrac12 x_1^2 + 0.3\,\epsilon$ with $\epsilon \sim \mathcal N(0, 1)$. Its entropy is known,
-# $\log(2\pi e) + \log 0.3 = 1.634$ nats, so we can measure how much each flow misses. We train three: a MAF in the order $x_1, x_2$; one in the order $x_2, x_1$ (a `Permute` in front turns them round); and four MAF layers with turns between them.
+# **The order matters.** The chain rule holds in any order, but Gaussian conditionals may fit in one and fail in another. Take a banana:
+# $x_1 \sim \mathcal N(0, 1)$ and $x_2 = \tfrac12 x_1^2 + 0.3\,\epsilon$ with $\epsilon \sim \mathcal N(0, 1)$. Its entropy is known,
+# $\log(2\pi e) + \log 0.3 = 1.634$ nats, so we can measure how much each flow misses. We train three: a MAF in the order $x_1, x_2$; one in the order
+# $x_2, x_1$ (a `Permute` in front turns them round); and four MAF layers with turns between them.
 # **Predict:** what does $p(x_1 \mid x_2)$ look like at $x_2 = 2$, and what will the second flow make of it?
 
 # %% tags=["show"]
@@ -449,8 +491,10 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# At $x_2 = 2$ the point may sit on either arm, $x_1 \approx \pm 2$: two humps. One affine layer can only give a normal there, so it covers both arms and the gap between them. In the order $x_1, x_2$ both conditionals are normal, and a single layer gets it nearly exactly.
-# Four layers do much better than one in the wrong order, and still leave a bridge between the arms: straight lines, even stacked, are slow to learn two humps. Section 7 mends that at the root.
+# At $x_2 = 2$ the point may sit on either arm, $x_1 \approx \pm 2$: two humps. One affine layer can only give a normal there, so it covers both arms
+# and the gap between them. In the order $x_1, x_2$ both conditionals are normal, and a single layer gets it nearly exactly.
+# Four layers do much better than one in the wrong order, and still leave a bridge between the arms: straight lines, even stacked, are slow to learn
+# two humps. Section 7 mends that at the root.
 #
 # </details>
 #
@@ -460,7 +504,8 @@ def _():
 #
 # $$x_i = z_i\, e^{\alpha_i} + \mu_i, \qquad (\boldsymbol\alpha, \boldsymbol\mu) = \mathrm{net}(\mathbf z), \qquad \alpha_i, \mu_i \text{ functions of } \mathbf z_{<i} .$$
 #
-# Now **sampling** takes one pass, and the density of a given $\mathbf x$ takes $D$: $z_i = (x_i - \mu_i)\,e^{-\alpha_i}$, one after the other. Read as a triangle, $\partial \mathbf x / \partial \mathbf z$ has the diagonal $e^{\alpha_i}$, so
+# Now **sampling** takes one pass, and the density of a given $\mathbf x$ takes $D$: $z_i = (x_i - \mu_i)\,e^{-\alpha_i}$, one after the other. Read
+# as a triangle, $\partial \mathbf x / \partial \mathbf z$ has the diagonal $e^{\alpha_i}$, so
 #
 # $$\texttt{ldj} = \log\left|\det\frac{\partial \mathbf z}{\partial \mathbf x}\right| = -\log\left|\det\frac{\partial \mathbf x}{\partial \mathbf z}\right| = -\sum_i \alpha_i .$$
 #
@@ -468,13 +513,15 @@ def _():
 #
 # <details><summary>Answer</summary>
 #
-# It computes what `MAF(net).forward` computes, with another reading: there the argument is data, here it is noise. And `IAF(net).forward` computes what `MAF(net).inverse` does, with `ldj` added.
+# It computes what `MAF(net).forward` computes, with another reading: there the argument is data, here it is noise. And `IAF(net).forward` computes
+# what `MAF(net).inverse` does, with `ldj` added.
 #
 # </details>
 #
 # ### Exercise `iaf` · 15 minutes · difficulty 2 of 5 · 8 points
 #
-# Write the layer: `inverse` with one pass, `forward` with `D` (`D + 1` allowed). `net` is as before, `(B, D)` to `(B, 2 D)`, first $\boldsymbol\alpha$, then $\boldsymbol\mu$. `forward` returns `(z, ldj)`; watch the sign.
+# Write the layer: `inverse` with one pass, `forward` with `D` (`D + 1` allowed). `net` is as before, `(B, D)` to `(B, 2 D)`, first
+# $\boldsymbol\alpha$, then $\boldsymbol\mu$. `forward` returns `(z, ldj)`; watch the sign.
 
 # %% tags=["solution"] nbgrader={"grade_id": "iaf"}
 class IAF(nn.Module):
@@ -509,7 +556,8 @@ class IAF(nn.Module):
 check("iaf", IAF)
 
 # %% [markdown]
-# Now count. `Counted` is a net that keeps a tally of how often it was asked; `Coupling` is the reference's, with an ordinary net. **Predict** the table for $D = 6$.
+# Now count. `Counted` is a net that keeps a tally of how often it was asked; `Coupling` is the reference's, with an ordinary net. **Predict** the
+# table for $D = 6$.
 
 # %% tags=["show", "compare"]
 from flowkit.coupling import Coupling
@@ -530,7 +578,8 @@ class Counted(nn.Module):
 
 def three_layers(D, hidden=64):
     """MAF and IAF of yours, and a coupling layer, each on a counted net."""
-    return {"MAF": MAF(Counted(MaskedNet(D, [hidden], 2))), "IAF": IAF(Counted(MaskedNet(D, [hidden], 2))), "coupling": Coupling(Counted(MLP(D // 2, D, (hidden,))))}
+    masked, plain = (lambda: Counted(MaskedNet(D, [hidden], 2))), Counted(MLP(D // 2, D, (hidden,)))
+    return {"MAF": MAF(masked()), "IAF": IAF(masked()), "coupling": Coupling(plain)}
 
 
 @show
@@ -546,7 +595,8 @@ def _():
     print("\n".join(lines))
 
 # %% [markdown]
-# (An extra pass in a row of $D$ is no mistake.) And what does a pass cost on the clock? 256 points, from 2 to 64 dimensions. **Predict** the slopes of the lines in this picture, in which both axes are logarithmic.
+# (An extra pass in a row of $D$ is no mistake.) And what does a pass cost on the clock? 256 points, from 2 to 64 dimensions. **Predict** the slopes
+# of the lines in this picture, in which both axes are logarithmic.
 
 # %% tags=["show"]
 @show
@@ -579,9 +629,12 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# In their slow direction MAF and IAF rise with a slope of one to begin with: twice the dimensions, twice the passes. Further on they rise faster, since each pass has a larger net and longer rows to carry as well. In the fast direction the lines are nearly flat: at these sizes one pass costs about the same whatever $D$ is. The coupling layer is flat in both.
+# In their slow direction MAF and IAF rise with a slope of one to begin with: twice the dimensions, twice the passes. Further on they rise faster,
+# since each pass has a larger net and longer rows to carry as well. In the fast direction the lines are nearly flat: at these sizes one pass costs
+# about the same whatever $D$ is. The coupling layer is flat in both.
 #
-# (The reference library's MAF samples quicker. It still goes through the coordinates one after the other, but a hidden unit of degree $m$ is final as soon as $m$ coordinates are known, so it computes each unit once: all $D$ turns together cost about as much as one pass.)
+# (The reference library's MAF samples quicker. It still goes through the coordinates one after the other, but a hidden unit of degree $m$ is final as
+# soon as $m$ coordinates are known, so it computes each unit once: all $D$ turns together cost about as much as one pass.)
 #
 # </details>
 #
@@ -591,12 +644,19 @@ def _():
 # | **IAF** | $D$ passes | 1 pass | all noise coordinates before it |
 # | **coupling** | 1 pass | 1 pass | half of the data (and the first half at nothing) |
 #
-# That settles who is used where. *Density estimation* gets data points and asks for their density, in each step of the training: MAF. *Variational inference* draws its own samples and needs the density of just those, which IAF gives along the way, without the slow direction:
-# whoever made $\mathbf x$ from $\mathbf z$ knows $\mathbf z$ and all $\alpha_i$. (Lesson 07 uses it so. The lecture's table of those results prints *negative* ELBOs: 85.00 for the plain VAE stands for $-85.00$ nats, and less is better there.)
+# That settles who is used where. *Density estimation* gets data points and asks for their density, in each step of the training: MAF. *Variational
+# inference* draws its own samples and needs the density of just those, which IAF gives along the way, without the slow direction:
+# whoever made $\mathbf x$ from $\mathbf z$ knows $\mathbf z$ and all $\alpha_i$. (Lesson 07 uses it so. The lecture's table of those results
+# prints *negative* ELBOs: 85.00 for the plain VAE stands for $-85.00$ nats, and less is better there.)
 #
-# **Two ways to learn one target.** Let $p$ be a target whose density we can compute *and* that we can sample, and $q$ our flow. *MAF-style* training takes samples of $p$ and minimises $\mathrm{KL}(p\,\|\,q) = \mathbb E_{p}[\log p(\mathbf x) - \log q(\mathbf x)]$.
-# *IAF-style* training draws from $q$ and minimises $\mathrm{KL}(q\,\|\,p) = \mathbb E_{q}[\log q(\mathbf x) - \log p(\mathbf x)]$, for which it needs no data, only $\log p$ and its gradient. (The lecture shows such learning curves from the NAF paper, figure 7.) Below, the same stack of your MAF layers plays both parts:
-# for the second, it is fed with noise and its output is called $\mathbf x$, which makes it an IAF. The target has three normal humps, of weights 0.5, 0.3 and 0.2, and each curve shows the KL that its training minimises. **Predict:** which training can forget a hump, without its own curve complaining much?
+# **Two ways to learn one target.** Let $p$ be a target whose density we can compute *and* that we can sample, and $q$ our flow. *MAF-style* training
+# takes samples of $p$ and minimises $\mathrm{KL}(p\,\|\,q) = \mathbb E_{p}[\log p(\mathbf x) - \log q(\mathbf x)]$.
+# *IAF-style* training draws from $q$ and minimises $\mathrm{KL}(q\,\|\,p) = \mathbb E_{q}[\log q(\mathbf x) - \log p(\mathbf x)]$, for which it needs
+# no data, only $\log p$ and its gradient. (The lecture shows such learning curves from the NAF paper, figure 7.) Below, the same stack of your MAF
+# layers plays both parts:
+# for the second, it is fed with noise and its output is called $\mathbf x$, which makes it an IAF. The target has three normal humps, of
+# weights 0.5, 0.3 and 0.2, and each curve shows the KL that its training minimises. **Predict:** which training can forget a hump, without its own
+# curve complaining much?
 
 # %% tags=["show"]
 three_humps = torch.distributions.MixtureSameFamily(
@@ -631,13 +691,16 @@ def _():
         with live.interruptible():
             for _ in live.bar(range(steps), name):
                 loss = divergence(layers)
-                optimiser.zero_grad(), loss.backward(), nn.utils.clip_grad_norm_(layers.parameters(), 10.0), optimiser.step(), schedule.step()
+                optimiser.zero_grad(), loss.backward()
+                nn.utils.clip_grad_norm_(layers.parameters(), 10.0)
+                optimiser.step(), schedule.step()
                 curves[name].append(loss.item())
     figure, axes = plotting.side_by_side(4, ["learning curves", "target", "MAF-style: density", "IAF-style: density"], size=3.5)
     for (name, losses), colour in zip(curves.items(), ("blue", "red")):
         width = min(20, len(losses))
         axes[0].plot(np.convolve(losses, np.ones(width) / width, "valid"), color=plotting.PALETTE[colour], linewidth=2, label=name)
-    axes[0].set_ylim(0, 2), axes[0].set_xlabel("batch", fontsize=14), axes[0].set_ylabel("its own KL (nats)", fontsize=14), axes[0].legend(fontsize=12, frameon=False)
+    axes[0].set_ylim(0, 2), axes[0].set_xlabel("batch", fontsize=14), axes[0].set_ylabel("its own KL (nats)", fontsize=14)
+    axes[0].legend(fontsize=12, frameon=False)
     with torch.no_grad():
         grid = torch.from_numpy(plotting.grid_points(limits, 120))
         log_p = three_humps.log_prob(grid)
@@ -659,36 +722,47 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The IAF-style one. A $q$ that fits some of the humps perfectly, with total weight $w$, and never visits the others has $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and no gradient leads on from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs
-# enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can be held against the other's measure.)
+# The IAF-style one. A $q$ that fits some of the humps perfectly, with total weight $w$, and never visits the others has
+# $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and no gradient leads on
+# from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs
+# enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training prefers a bridge too many to a hump too few. (Which humps are
+# found depends on the seed. The table sums over the grid, so each training can be held against the other's measure.)
 #
 # </details>
 #
 # ## 6 · Masks for sequences and images
 #
-# A conditioner is any network whose answer at place $i$ depends on earlier places only. MADE is that for vectors without structure. In a sequence or an image the same relation holds at every place, and one set of weights can be used everywhere. Three
+# A conditioner is any network whose answer at place $i$ depends on earlier places only. MADE is that for vectors without structure. In a sequence or
+# an image the same relation holds at every place, and one set of weights can be used everywhere. Three
 # families do this; what matters for each is its **receptive field**: which earlier places does an answer really see?
 #
 # ### Sequences: causal convolutions (WaveNet)
 #
-# A sequence of $C$ channels and length $L$ is a tensor `(B, C, L)`. A one-dimensional convolution with a kernel of $k$ taps computes at each time $t$ a weighted sum of $k$ inputs. It is *causal* if those are at $t$ and before:
+# A sequence of $C$ channels and length $L$ is a tensor `(B, C, L)`. A one-dimensional convolution with a kernel of $k$ taps computes at each time $t$
+# a weighted sum of $k$ inputs. It is *causal* if those are at $t$ and before:
 #
 # $$h_t = \mathbf b + \sum_{s=0}^{k-1} \mathbf W_s\, x_{t - s d}, \qquad x_t = 0 \text{ for } t < 1,$$
 #
-# with weights $\mathbf W_s \in \mathbb R^{C_{\text{out}} \times C_{\text{in}}}$ and the *dilation* $d$, the distance between taps. In code: an ordinary convolution over a sequence that was padded with $(k-1)\,d$ zeros **on the left only**. A conditioner must not see $x_t$ itself either. For that one layer, the first, is
-# *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back. All other layers may see "their" $t$, since what stands there knows only the past. (WaveNet: van den Oord et al. 2016.)
+# with weights $\mathbf W_s \in \mathbb R^{C_{\text{out}} \times C_{\text{in}}}$ and the *dilation* $d$, the distance between taps. In code: an
+# ordinary convolution over a sequence that was padded with $(k-1)\,d$ zeros **on the left only**. A conditioner must not see $x_t$ itself either. For
+# that one layer, the first, is
+# *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back. All other layers may see "their" $t$, since what stands there knows only the past.
+# (WaveNet: van den Oord et al. 2016.)
 #
-# **Predict:** an exclusive layer with two taps, then three layers with two taps and dilations 1, 2, 4. How far back does the last layer see? And if all dilations were 1?
+# **Predict:** an exclusive layer with two taps, then three layers with two taps and dilations 1, 2, 4. How far back does the last layer see? And if
+# all dilations were 1?
 #
 # <details><summary>Answer</summary>
 #
-# The first sees 2 steps back. Each further layer adds $(k-1)\,d$: $2 + 1 + 2 + 4 = 9$ steps. With all dilations 1 it would be $2 + 1 + 1 + 1 = 5$. Doubling dilations makes the reach grow exponentially with the number of layers.
+# The first sees 2 steps back. Each further layer adds $(k-1)\,d$: $2 + 1 + 2 + 4 = 9$ steps. With all dilations 1 it would be $2 + 1 + 1 + 1 = 5$.
+# Doubling dilations makes the reach grow exponentially with the number of layers.
 #
 # </details>
 #
 # ### Exercise `causal_conv1d` · 15 minutes · difficulty 3 of 5 · 8 points
 #
-# Write the layer, `(B, c_in, L)` to `(B, c_out, L)`, for any kernel size, dilation and length. Useful: `F.pad(x, (left, right))`, which also takes a negative number, to cut; `nn.Conv1d` without padding.
+# Write the layer, `(B, c_in, L)` to `(B, c_out, L)`, for any kernel size, dilation and length. Useful: `F.pad(x, (left, right))`, which also takes a
+# negative number, to cut; `nn.Conv1d` without padding.
 
 # %% tags=["solution"] nbgrader={"grade_id": "causal_conv1d"}
 class CausalConv1d(nn.Module):
@@ -746,8 +820,12 @@ def _():
     return figure
 
 # %% [markdown]
-# Nothing on the diagonal, nothing to its right. So this stack is a conditioner, and your `MAF` takes it as it takes a MADE: the two channels at time $t$ are $\alpha_t$ and $\mu_t$. Does it pay to know that time is time? The data are swings: $x_t = 1.6\,x_{t-1} - 0.8\,x_{t-2} + 0.5\,\epsilon_t$ with normal
-# $\epsilon_t$, 32 steps from rest. Each conditional is normal with standard deviation 0.5, so the entropy is exactly $32\,(\tfrac12 \log 2\pi e + \log 0.5)$ nats. Two conditioners for one MAF each: your masked net, with a weight of its own for each pair of times, and your convolutions. The training set has 200 sequences only.
+# Nothing on the diagonal, nothing to its right. So this stack is a conditioner, and your `MAF` takes it as it takes a MADE: the two channels at time
+# $t$ are $\alpha_t$ and $\mu_t$. Does it pay to know that time is time? The data are swings: $x_t = 1.6\,x_{t-1} - 0.8\,x_{t-2} + 0.5\,\epsilon_t$
+# with normal
+# $\epsilon_t$, 32 steps from rest. Each conditional is normal with standard deviation 0.5, so the entropy is exactly
+# $32\,(\tfrac12 \log 2\pi e + \log 0.5)$ nats. Two conditioners for one MAF each: your masked net, with a weight of its own for each pair of times,
+# and your convolutions. The training set has 200 sequences only.
 # **Predict:** which gap is smaller, and how do the numbers of parameters compare?
 
 # %% tags=["show"]
@@ -795,23 +873,30 @@ def _():
     return figure
 
 # %% [markdown]
-# One set of taps, used at 32 times, sees each of the 200 sequences 32 times over. The masked net has to learn the same rule anew for each $t$, and with so few data it learns the noise as well.
+# One set of taps, used at 32 times, sees each of the 200 sequences 32 times over. The masked net has to learn the same rule anew for each $t$, and
+# with so few data it learns the noise as well.
 #
 # ### Images: masked convolutions (PixelCNN)
 #
-# An image is read in *raster order*: row by row, from left to right, and at each pixel one channel after the other. A convolution with an odd kernel $k \times k$ looks around its pixel. PixelCNN (van den Oord, Kalchbrenner & Kavukcuoglu 2016) multiplies its weights, of shape `(out, in, k, k)`, with a mask:
+# An image is read in *raster order*: row by row, from left to right, and at each pixel one channel after the other. A convolution with an odd kernel
+# $k \times k$ looks around its pixel. PixelCNN (van den Oord, Kalchbrenner & Kavukcuoglu 2016) multiplies its weights, of shape `(out, in, k, k)`,
+# with a mask:
 #
 # * rows above the centre: open; rows below: shut;
 # * in the centre row, left of the centre: open; right of it: shut;
-# * **at the centre** it is a matter of channels. Kind **A**, for the first layer: output channel $o$ may see input channel $c$ if $c < o$. Kind **B**, for all later ones: if $c \le o$.
+# * **at the centre** it is a matter of channels. Kind **A**, for the first layer: output channel $o$ may see input channel $c$ if $c < o$. Kind
+#   **B**, for all later ones: if $c \le o$.
 #
-# A is strict because in the first layer the input is the image itself; B is not, since what stands there has been made blind to its own pixel already. That is the same pair as $<$ and $\le$ in MADE, and as `exclusive` above.
+# A is strict because in the first layer the input is the image itself; B is not, since what stands there has been made blind to its own pixel
+# already. That is the same pair as $<$ and $\le$ in MADE, and as `exclusive` above.
 #
-# **Predict:** with one channel, how many of the nine weights of a $3 \times 3$ kernel are open in A, how many in B? And if a stack has one A and ten B layers, does its answer see *all* pixels that come before?
+# **Predict:** with one channel, how many of the nine weights of a $3 \times 3$ kernel are open in A, how many in B? And if a stack has one A and ten
+# B layers, does its answer see *all* pixels that come before?
 #
 # ### Exercise `pixelcnn_mask` · 12 minutes · difficulty 3 of 5 · 6 points
 #
-# Return the mask, a tensor of zeros and ones of shape `(channels, channels, k, k)`, the first index being the output channel, the second the input channel. `kind` is `"A"` or `"B"`, `kernel_size` is odd. Useful: `torch.tril` with its `diagonal` argument.
+# Return the mask, a tensor of zeros and ones of shape `(channels, channels, k, k)`, the first index being the output channel, the second the input
+# channel. `kind` is `"A"` or `"B"`, `kernel_size` is odd. Useful: `torch.tril` with its `diagonal` argument.
 
 # %% tags=["solution"] nbgrader={"grade_id": "pixelcnn_mask"}
 def pixelcnn_mask(kind, channels, kernel_size):
@@ -830,7 +915,8 @@ def pixelcnn_mask(kind, channels, kernel_size):
 check("pixelcnn_mask", pixelcnn_mask)
 
 # %% [markdown]
-# Again measured by gradients: what does the answer at the red pixel see, after one A layer and none, two, or six B layers, all $3 \times 3$? The dotted line bounds the past.
+# Again measured by gradients: what does the answer at the red pixel see, after one A layer and none, two, or six B layers, all $3 \times 3$? The
+# dotted line bounds the past.
 
 # %% tags=["show"]
 class MaskedConv(nn.Conv2d):
@@ -868,19 +954,23 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Four in A, five in B. And no: towards the upper right the view opens with one pixel per row and no faster, since every step to the right costs a step up. The pixels to the right of that diagonal stay unseen however deep the stack is. This is PixelCNN's
-# **blind spot**. Its density is still a proper one (nothing from the future is seen), only a poorer one. Gated PixelCNN (van den Oord et al. 2016) closes it with a second stack of convolutions that looks at whole rows above.
+# Four in A, five in B. And no: towards the upper right the view opens with one pixel per row and no faster, since every step to the right costs a
+# step up. The pixels to the right of that diagonal stay unseen however deep the stack is. This is PixelCNN's
+# **blind spot**. Its density is still a proper one (nothing from the future is seen), only a poorer one. Gated PixelCNN (van den Oord et al. 2016)
+# closes it with a second stack of convolutions that looks at whole rows above.
 #
 # </details>
 #
 # ### Everything at once: masked attention (Transformer)
 #
-# Convolutions reach as far as their taps. *Attention* (Vaswani et al. 2017) lets each place choose where to look. From what stands at place $t$ three vectors are computed, a query $\mathbf q_t$, a key $\mathbf k_t$ and a value $\mathbf v_t$, each in $\mathbb R^d$. The result at $t$ is a mean of
+# Convolutions reach as far as their taps. *Attention* (Vaswani et al. 2017) lets each place choose where to look. From what stands at place $t$ three
+# vectors are computed, a query $\mathbf q_t$, a key $\mathbf k_t$ and a value $\mathbf v_t$, each in $\mathbb R^d$. The result at $t$ is a mean of
 # values, weighted by how well the keys answer the query:
 #
 # $$\mathrm{out}_t = \sum_{s \le t} A_{ts}\, \mathbf v_s, \qquad A_{ts} = \frac{e^{\mathbf q_t \cdot \mathbf k_s / \sqrt d}}{\sum_{r \le t} e^{\mathbf q_t \cdot \mathbf k_r/\sqrt d}} .$$
 #
-# The mask is in the two sums: **only $s \le t$**. Each row of $A \in \mathbb R^{L \times L}$ sums to 1. In code the forbidden scores are set to $-\infty$ *before* the softmax. (Multiplying by zero after it would leave rows that do not sum to 1, and with shares that depend on the future.)
+# The mask is in the two sums: **only $s \le t$**. Each row of $A \in \mathbb R^{L \times L}$ sums to 1. In code the forbidden scores are set to
+# $-\infty$ *before* the softmax. (Multiplying by zero after it would leave rows that do not sum to 1, and with shares that depend on the future.)
 #
 # **Predict:** if all values are ones, what comes out? And at $t = 1$, whatever the queries and keys?
 #
@@ -892,7 +982,8 @@ def _():
 #
 # ### Exercise `causal_attention` · 12 minutes · difficulty 2 of 5 · 6 points
 #
-# `q`, `k`, `v` have shape `(B, L, d)`, and so has the result. With several *heads*, shape `(B, H, L, d)`, each head does the same by itself, so work on the last two dimensions. Write it from matrix products and a softmax. Useful: `k.transpose(-1, -2)`, `torch.ones(L, L).tril()`, `masked_fill`.
+# `q`, `k`, `v` have shape `(B, L, d)`, and so has the result. With several *heads*, shape `(B, H, L, d)`, each head does the same by itself, so work
+# on the last two dimensions. Write it from matrix products and a softmax. Useful: `k.transpose(-1, -2)`, `torch.ones(L, L).tril()`, `masked_fill`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "causal_attention"}
 def causal_attention(q, k, v):
@@ -909,7 +1000,9 @@ def causal_attention(q, k, v):
 check("causal_attention", causal_attention)
 
 # %% [markdown]
-# An attention layer sees its own place, $s = t$. To make a conditioner of it, shift the input by one place, as in the exclusive convolution: then what stands at $t$ was computed from $x_{t-1}$. The three receptive fields side by side, from your three answers, for $L = 16$ numbers (for PixelCNN, a $4 \times 4$
+# An attention layer sees its own place, $s = t$. To make a conditioner of it, shift the input by one place, as in the exclusive convolution: then
+# what stands at $t$ was computed from $x_{t-1}$. The three receptive fields side by side, from your three answers, for $L = 16$ numbers (for
+# PixelCNN, a $4 \times 4$
 # image in raster order). **Predict** which triangle is full.
 
 # %% tags=["show"]
@@ -954,23 +1047,30 @@ def _():
 # | **PixelCNN** | images `(B, C, H, W)` | a cone upwards, but for the blind spot | $O(HW)$ | $CHW$ |
 # | **Transformer** | any of them in raster order | everything, with weights that the data choose | $O(L^2)$ | $L$ |
 #
-# All of them answer in one pass when $\mathbf x$ is known, where a recurrent network would need $L$ steps one after the other; that is why the lecture calls them *masked* nets. (Image Transformer, Parmar et al. 2018, is attention on images.)
+# All of them answer in one pass when $\mathbf x$ is known, where a recurrent network would need $L$ steps one after the other; that is why the
+# lecture calls them *masked* nets. (Image Transformer, Parmar et al. 2018, is attention on images.)
 #
 # ## 7 · Why one hump stays one hump
 #
-# All transformers so far were straight lines. What can a line not do? Let a number $x$ with density $p_X$ be carried to $y = \tau(x)$, with $\tau$ increasing and smooth. By the change of variables
+# All transformers so far were straight lines. What can a line not do? Let a number $x$ with density $p_X$ be carried to $y = \tau(x)$, with $\tau$
+# increasing and smooth. By the change of variables
 #
 # $$p_Y(y) = \frac{p_X(x)}{\tau'(x)}, \qquad \frac{d}{dx} \log p_Y(\tau(x)) = (\log p_X)'(x) - \frac{\tau''(x)}{\tau'(x)} . \tag{1}$$
 #
-# (Direction: here $x$ is what goes in and $y$ what comes out. With $x$ noise and $y$ data it is sampling, as in the lecture's figure. Density estimation reads the same curve from the other end.) The humps and valleys of $p_Y$ are where (1) is zero.
+# (Direction: here $x$ is what goes in and $y$ what comes out. With $x$ noise and $y$ data it is sampling, as in the lecture's figure. Density
+# estimation reads the same curve from the other end.) The humps and valleys of $p_Y$ are where (1) is zero.
 #
 # * **A line** has $\tau'' = 0$: then (1) is zero just where $p_X$ has its top. One hump goes in, one hump comes out, moved and stretched.
-# * **A curve** can make more: wherever $\tau''/\tau'$ crosses the falling line $(\log p_X)'$ (for a standard normal it is $-x$) there is a hump or a valley. A steep place between two flatter ones makes a valley: probability that stood there is pulled apart. The steepest point of such a place is an
+# * **A curve** can make more: wherever $\tau''/\tau'$ crosses the falling line $(\log p_X)'$ (for a standard normal it is $-x$) there is a hump or a
+#   valley. A steep place between two flatter ones makes a valley: probability that stood there is pulled apart. The steepest point of such a place is
+#   an
 #   **inflection point**, $\tau'' = 0$.
 #
-# **Slope and density.** Where the slope is above 1, intervals are *expanded*, and so the density gets *lower*: $p_Y = p_X/\tau'$. The caption of the lecture's figure 5 says of slopes above 1 that areas are "compressed"; take it the other way round.
+# **Slope and density.** Where the slope is above 1, intervals are *expanded*, and so the density gets *lower*: $p_Y = p_X/\tau'$. The caption of the
+# lecture's figure 5 says of slopes above 1 that areas are "compressed"; take it the other way round.
 #
-# **What a line does not forbid.** One affine autoregressive layer on a normal base has normal *conditionals*, each with one hump. Its *marginals* may have several. **Predict:** $x_1 \sim \mathcal N(0,1)$, and given $x_1$, $x_2 \sim \mathcal N(2\tanh 4x_1,\ 0.4^2)$. How many humps has $p(x_2)$?
+# **What a line does not forbid.** One affine autoregressive layer on a normal base has normal *conditionals*, each with one hump. Its *marginals* may
+# have several. **Predict:** $x_1 \sim \mathcal N(0,1)$, and given $x_1$, $x_2 \sim \mathcal N(2\tanh 4x_1,\ 0.4^2)$. How many humps has $p(x_2)$?
 
 # %% tags=["show"]
 @show
@@ -996,16 +1096,21 @@ def _():
     return figure
 
 # %% [markdown]
-# Two. So "affine flows cannot be multi-modal" is too strong; but every *conditional* of such a layer has one hump, and the first coordinate, which has no condition, has one hump for good.
+# Two. So "affine flows cannot be multi-modal" is too strong; but every *conditional* of such a layer has one hump, and the first coordinate, which
+# has no condition, has one hump for good.
 #
 # ## 8 · DSF: a curve made of sigmoids
 #
-# *Neural autoregressive flows* (Huang, Krueger, Lacoste & Courville 2018) let $\tau$ be a small network of its own, increasing by construction. (Their proposition 1: positive weights and increasing activations make an increasing network; a sum of increasing functions with positive weights is increasing, and so is
+# *Neural autoregressive flows* (Huang, Krueger, Lacoste & Courville 2018) let $\tau$ be a small network of its own, increasing by construction.
+# (Their proposition 1: positive weights and increasing activations make an increasing network; a sum of increasing functions with positive weights is
+# increasing, and so is
 # one inside another.) The first kind, the *deep sigmoidal flow*, has one hidden layer of $K$ sigmoids. With $\sigma(u) = 1/(1+e^{-u})$,
 #
 # $$y = \operatorname{logit} S(x), \qquad S(x) = \sum_{k=1}^{K} w_k\, \sigma(u_k), \qquad u_k = a_k x + b_k, \qquad a_k > 0,\ w_k > 0,\ \sum_k w_k = 1,$$
 #
-# where $\operatorname{logit} S = \log S - \log(1-S)$ is the inverse of $\sigma$ (the lecture writes $\sigma^{-1}$). $S$ is a staircase from 0 to 1 with $K$ soft steps; the logit stretches it over the whole line. With $K = 1$ both cancel, and $y = a x + b$ is an affine layer again. It is also Flow++'s map of lesson 02, in other letters.
+# where $\operatorname{logit} S = \log S - \log(1-S)$ is the inverse of $\sigma$ (the lecture writes $\sigma^{-1}$). $S$ is a staircase from 0 to 1
+# with $K$ soft steps; the logit stretches it over the whole line. With $K = 1$ both cancel, and $y = a x + b$ is an affine layer again. It is also
+# Flow++'s map of lesson 02, in other letters.
 #
 # **The slope.** $S' = \sum_k w_k\, a_k\, \sigma(u_k)\,\sigma(-u_k)$, and the derivative of the logit is $1/\big(S (1-S)\big)$:
 #
@@ -1015,13 +1120,16 @@ def _():
 #
 # <details><summary>Answer</summary>
 #
-# A straight line. $1 - S \approx \sum_k w_k e^{-u_k}$ is dominated by the sigmoid with the smallest $a_k$, so $y \approx a_{\min}\, x + \text{const}$. Bends happen in the middle; the tails are as the base makes them, only stretched.
+# A straight line. $1 - S \approx \sum_k w_k e^{-u_k}$ is dominated by the sigmoid with the smallest $a_k$, so
+# $y \approx a_{\min}\, x + \text{const}$. Bends happen in the middle; the tails are as the base makes them, only stretched.
 #
 # </details>
 #
 # ### Exercise `dsf` · 18 minutes · difficulty 3 of 5 · 8 points
 #
-# `x` is `(B, D)`; `a`, `b`, `w` are `(B, D, K)` and *already* positive and normalised where they must be. Return `y` of shape `(B, D)` and `ldj` of shape `(B,)`, the log-slopes summed over the $D$ coordinates. Far out $S$ rounds to 1 and $\log(1-S)$ to $-\infty$: never form $S$ or $1-S$; note that $1 - S = \sum_k w_k\,\sigma(-u_k)$, and add up in
+# `x` is `(B, D)`; `a`, `b`, `w` are `(B, D, K)` and *already* positive and normalised where they must be. Return `y` of shape `(B, D)` and `ldj` of
+# shape `(B,)`, the log-slopes summed over the $D$ coordinates. Far out $S$ rounds to 1 and $\log(1-S)$ to $-\infty$: never form $S$ or $1-S$; note
+# that $1 - S = \sum_k w_k\,\sigma(-u_k)$, and add up in
 # logarithms. In float32 it must stay finite and right from $x = -30$ to $30$. Useful: `F.logsigmoid`, `torch.logsumexp`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "dsf"}
@@ -1041,7 +1149,9 @@ def dsf(x, a, b, w):
 check("dsf", dsf)
 
 # %% [markdown]
-# The lecture's figure, with your `dsf`: a normal hump (top row) goes through a transformer (middle, with its inflection points) and comes out (bottom). Left a line, then two sigmoids (one steep, one shallow) and three (two steep, one shallow). **Predict** the number of humps of each before you look at the bottom row; then count the inflection points.
+# The lecture's figure, with your `dsf`: a normal hump (top row) goes through a transformer (middle, with its inflection points) and comes out
+# (bottom). Left a line, then two sigmoids (one steep, one shallow) and three (two steep, one shallow). **Predict** the number of humps of each before
+# you look at the bottom row; then count the inflection points.
 
 # %% tags=["show"]
 staircases = {  # a, b, w
@@ -1082,7 +1192,10 @@ def _():
     return figure
 
 # %% [markdown]
-# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place with its inflection point (and between two steep places a flat one with another). Move the sigmoids yourself: a digit chooses one, left and right move it, up and down change its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep*
+# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place
+# with its inflection point (and between two steep places a flat one with another). Move the sigmoids yourself: a digit chooses one, left and right
+# move it, up and down change its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read
+# the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep*
 # places. **Try** to make three humps from two sigmoids:
 
 # %% tags=["show"]
@@ -1093,14 +1206,19 @@ def _():
 # %% [markdown]
 # ## 9 · DDSF: sigmoids on top of sigmoids
 #
-# One hidden layer of many sigmoids, or several layers of few? Stacking DSFs passes everything through a single number between the layers, a bottleneck. The *deep dense sigmoidal flow* keeps $d_l$ numbers at layer $l$, with $d_0 = d_L = 1$:
+# One hidden layer of many sigmoids, or several layers of few? Stacking DSFs passes everything through a single number between the layers, a
+# bottleneck. The *deep dense sigmoidal flow* keeps $d_l$ numbers at layer $l$, with $d_0 = d_L = 1$:
 #
 # $$h'_j = \operatorname{logit} \sum_{k=1}^{d_{\text{out}}} w_{jk}\, \sigma(v_k), \qquad v_k = a_k \sum_{i=1}^{d_{\text{in}}} u_{ki}\, h_i + b_k, \qquad j = 1, \dots, d_{\text{out}} .$$
 #
-# $\mathbf h \in \mathbb R^{d_{\text{in}}}$ comes in, $\mathbf h' \in \mathbb R^{d_{\text{out}}}$ goes out. The rows of $\mathbf u \in \mathbb R^{d_{\text{out}} \times d_{\text{in}}}$ and of $\mathbf w \in \mathbb R^{d_{\text{out}} \times d_{\text{out}}}$ are positive and sum to 1, $\mathbf a \in \mathbb R^{d_{\text{out}}}$ is positive, and only $\mathbf b \in \mathbb R^{d_{\text{out}}}$ is free.
-# (On the slide, $\mathbf a \odot \mathbf u \cdot \mathbf h$ means this: first the product $\mathbf u\mathbf h$, then entry by entry times $\mathbf a$.) The outermost layer has one output.
+# $\mathbf h \in \mathbb R^{d_{\text{in}}}$ comes in, $\mathbf h' \in \mathbb R^{d_{\text{out}}}$ goes out. The rows of
+# $\mathbf u \in \mathbb R^{d_{\text{out}} \times d_{\text{in}}}$ and of $\mathbf w \in \mathbb R^{d_{\text{out}} \times d_{\text{out}}}$ are positive
+# and sum to 1, $\mathbf a \in \mathbb R^{d_{\text{out}}}$ is positive, and only $\mathbf b \in \mathbb R^{d_{\text{out}}}$ is free.
+# (On the slide, $\mathbf a \odot \mathbf u \cdot \mathbf h$ means this: first the product $\mathbf u\mathbf h$, then entry by entry times
+# $\mathbf a$.) The outermost layer has one output.
 #
-# **The slope** of the whole is a product of the layers' Jacobian *matrices*, since between the first and the last there are several numbers. It is enough to carry along, for each $h_i$, its slope $s_i = dh_i/dx$. One layer turns them into
+# **The slope** of the whole is a product of the layers' Jacobian *matrices*, since between the first and the last there are several numbers. It is
+# enough to carry along, for each $h_i$, its slope $s_i = dh_i/dx$. One layer turns them into
 #
 # $$s'_j = \frac{dh'_j}{dx} = \frac{1}{S_j (1 - S_j)} \sum_{k} w_{jk}\, \sigma(v_k)\,\sigma(-v_k)\; a_k \sum_i u_{ki}\, s_i, \qquad S_j = \sum_k w_{jk}\,\sigma(v_k).$$
 #
@@ -1116,7 +1234,9 @@ def _():
 #
 # ### Exercise `ddsf` · 20 minutes · difficulty 5 of 5 · 10 points
 #
-# Write one layer, `ddsf_layer`. For a batch: `h` and `log_slope` are `(B, D, d_in)`; `w` is `(B, D, d_out, d_out)`, `u` is `(B, D, d_out, d_in)`, `a` and `b` are `(B, D, d_out)`, all with their signs and sums in order. Return `h` and `log_slope` of shape `(B, D, d_out)`, finite and right in float32 from $x = -30$ to $30$.
+# Write one layer, `ddsf_layer`. For a batch: `h` and `log_slope` are `(B, D, d_in)`; `w` is `(B, D, d_out, d_out)`, `u` is `(B, D, d_out, d_in)`, `a`
+# and `b` are `(B, D, d_out)`, all with their signs and sums in order. Return `h` and `log_slope` of shape `(B, D, d_out)`, finite and right in
+# float32 from $x = -30$ to $30$.
 
 # %% tags=["solution"] nbgrader={"grade_id": "ddsf"}
 def ddsf_layer(h, log_slope, w, u, a, b):
@@ -1136,7 +1256,9 @@ def ddsf_layer(h, log_slope, w, u, a, b):
 check("ddsf", ddsf_layer)
 
 # %% [markdown]
-# Do depth and density pay? Three curves with 48 numbers each: one DSF with $K = 16$; two DSFs with $K = 8$, one behind the other; a DDSF with widths 1-3-3-1. All are fitted by maximum likelihood to the same line of five uneven humps, three times from random starts. **Predict** the order of the gaps.
+# Do depth and density pay? Three curves with 48 numbers each: one DSF with $K = 16$; two DSFs with $K = 8$, one behind the other; a DDSF with widths
+# 1-3-3-1. All are fitted by maximum likelihood to the same line of five uneven humps, three times from random starts. **Predict** the order of the
+# gaps.
 
 # %% tags=["show"]
 ridge = torch.distributions.MixtureSameFamily(
@@ -1213,8 +1335,11 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay two to four times as far away, and the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better used on this target. What
-# DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made with it. Starts differ as much as kinds do: one run proves little.
+# Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay two to four times as far away, and
+# the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better
+# used on this target. What
+# DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made with it. Starts differ as
+# much as kinds do: one run proves little.
 #
 # </details>
 #
@@ -1222,13 +1347,18 @@ def _():
 #
 # Put section 2 and section 8 together. A masked network looks at $\mathbf x_{<i}$ and answers with the $3K$ parameters of coordinate $i$'s curve,
 #
-# $$z_i = \mathrm{DSF}\big(x_i;\ \mathbf a_i, \mathbf b_i, \mathbf w_i\big), \qquad \mathbf a_i = \operatorname{softplus}(\tilde{\mathbf a}_i), \quad \mathbf w_i = \operatorname{softmax}(\tilde{\mathbf w}_i), \qquad (\tilde{\mathbf a}_i, \mathbf b_i, \tilde{\mathbf w}_i) = c_i(\mathbf x_{<i}) \in \mathbb R^{3K},$$
+# $$z_i = \mathrm{DSF}\big(x_i;\ \mathbf a_i, \mathbf b_i, \mathbf w_i\big), \qquad (\tilde{\mathbf a}_i, \mathbf b_i, \tilde{\mathbf w}_i) = c_i(\mathbf x_{<i}) \in \mathbb R^{3K},$$
 #
-# where the tilde marks raw numbers of any sign and $\operatorname{softplus}(u) = \log(1 + e^u)$ makes them positive. Forward is from data to latent, as ever: a MAF with curves in the place of lines. (The paper also runs it the other way, as an IAF with curves.)
+# $$\mathbf a_i = \operatorname{softplus}(\tilde{\mathbf a}_i), \qquad \mathbf w_i = \operatorname{softmax}(\tilde{\mathbf w}_i),$$
+#
+# where the tilde marks raw numbers of any sign and $\operatorname{softplus}(u) = \log(1 + e^u)$ makes them positive. Forward is from data to latent,
+# as ever: a MAF with curves in the place of lines. (The paper also runs it the other way, as an IAF with curves.)
 #
 # ### Exercise `naf` · 15 minutes · difficulty 3 of 5 · 8 points
 #
-# Write the layer's `forward`. `conditioner` maps `(B, D)` to `(B, D, 3K)`, and is autoregressive along its middle dimension; its last dimension has three blocks of $K$: raw $\mathbf a$, $\mathbf b$, raw $\mathbf w$. An `inverse` is not asked for (it would be bisection, coordinate after coordinate). The check uses this class alone,
+# Write the layer's `forward`. `conditioner` maps `(B, D)` to `(B, D, 3K)`, and is autoregressive along its middle dimension; its last dimension has
+# three blocks of $K$: raw $\mathbf a$, $\mathbf b$, raw $\mathbf w$. An `inverse` is not asked for (it would be bisection, coordinate after
+# coordinate). The check uses this class alone,
 # so if you call your `dsf`, get that right first.
 
 # %% tags=["solution"] nbgrader={"grade_id": "naf"}
@@ -1251,7 +1381,9 @@ class NAF(nn.Module):
 check("naf", NAF)
 
 # %% [markdown]
-# **The grid of Gaussians** (the lecture's figure 6): 25 humps on a square. Three flows: one affine layer; five affine layers with turns between them; one NAF layer with $K = 12$. The entropy is known, 2.837 nats. **Predict:** which of the three gets all 25, and what does the single affine layer do?
+# **The grid of Gaussians** (the lecture's figure 6): 25 humps on a square. Three flows: one affine layer; five affine layers with turns between them;
+# one NAF layer with $K = 12$. The entropy is known, 2.837 nats. **Predict:** which of the three gets all 25, and what does the single affine layer
+# do?
 
 # %% tags=["show"]
 class Curves(nn.Module):
@@ -1290,23 +1422,38 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# The single affine layer can only lay one broad normal over the grid: its conditionals have one hump each. Five affine layers, with half as many weights as the NAF, bend it into something square with streaks, and find none of the humps in this time. One NAF layer has all 25, and a gap of a few hundredths of a nat: its curve needs five steep places in either coordinate.
+# The single affine layer can only lay one broad normal over the grid: its conditionals have one hump each. Five affine layers, with half as many
+# weights as the NAF, bend it into something square with streaks, and find none of the humps in this time. One NAF layer has all 25, and a gap of a
+# few hundredths of a nat: its curve needs five steep places in either coordinate.
 #
 # </details>
 #
-# (Mind the direction: from data to latent, $p(x_i \mid \mathbf x_{<i}) = p(z_i)\,\tau'(x_i)$, so here each *steep* place is a hump of the data. In section 8's figure the curve was read from noise to data, and humps sat on the flat places.)
+# (Mind the direction: from data to latent, $p(x_i \mid \mathbf x_{<i}) = p(z_i)\,\tau'(x_i)$, so here each *steep* place is a hump of the data. In
+# section 8's figure the curve was read from noise to data, and humps sat on the flat places.)
 #
 # ## 11 · How far do sigmoids reach?
 #
-# The lecture states three results of the NAF paper. Write $\mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ for the staircase $S$ above with $n$ steps, whose $3n$ parameters $\mathcal C_i$ are functions of $\mathbf x_{<i}$ that an autoregressive network computes (the slide's $\mathcal C_t$ holds the same in other letters). $\mathbf X$ and $\mathbf Y$ are random vectors with $m$ entries; "such a density" means one that is positive and continuous, on all of $\mathbb R^m$ for $\mathbf Y$ and on an open set for $\mathbf X$.
+# The lecture states three results of the NAF paper. Write $\mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ for the staircase $S$ above with $n$ steps,
+# whose $3n$ parameters $\mathcal C_i$ are functions of $\mathbf x_{<i}$ that an autoregressive network computes (the slide's $\mathcal C_t$ holds the
+# same in other letters). $\mathbf X$ and $\mathbf Y$ are random vectors with $m$ entries; "such a density" means one that is positive and continuous,
+# on all of $\mathbb R^m$ for $\mathbf Y$ and on an open set for $\mathbf X$.
 #
-# * **Proposition 2.** If $\mathbf X$ is uniform on $(0,1)^m$ and $\mathbf Y$ has such a density on $\mathbb R^m$, there are maps $G_n$ of the form $G_n(\mathbf x)_i = \operatorname{logit}\,\mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ so that $G_n(\mathbf X)$ **converges in distribution** to $\mathbf Y$.
-# * **Proposition 3.** If $\mathbf X$ has such a density, there are maps $H_n(\mathbf x)_i = \mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ so that $H_n(\mathbf X)$ converges in distribution to the uniform on $(0,1)^m$.
-# * **Theorem 1.** If both have such densities, there are maps $K_n$ of the form of proposition 2 so that $K_n(\mathbf X)$ converges in distribution to $\mathbf Y$.
+# * **Proposition 2.** If $\mathbf X$ is uniform on $(0,1)^m$ and $\mathbf Y$ has such a density on $\mathbb R^m$, there are maps $G_n$ of the form
+#   $G_n(\mathbf x)_i = \operatorname{logit}\,\mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ so that $G_n(\mathbf X)$ **converges in distribution** to
+#   $\mathbf Y$.
+# * **Proposition 3.** If $\mathbf X$ has such a density, there are maps $H_n(\mathbf x)_i = \mathcal S(x_i; \mathcal C_i(\mathbf x_{<i}))$ so that
+#   $H_n(\mathbf X)$ converges in distribution to the uniform on $(0,1)^m$.
+# * **Theorem 1.** If both have such densities, there are maps $K_n$ of the form of proposition 2 so that $K_n(\mathbf X)$ converges in distribution
+#   to $\mathbf Y$.
 #
-# *Converges in distribution* means: expectations of bounded continuous functions converge; in one dimension that is to say that the CDFs do, wherever the limit's is continuous. Three things are **not** said. Nothing about how fast. Nothing about whether training finds these maps. And nothing about the Kullback–Leibler divergence, the very thing that we train on.
+# *Converges in distribution* means: expectations of bounded continuous functions converge; in one dimension that is to say that the CDFs do, wherever
+# the limit's is continuous. Three things are **not** said. Nothing about how fast. Nothing about whether training finds these maps. And nothing about
+# the Kullback–Leibler divergence, the very thing that we train on.
 #
-# **Why it is true, on a line.** Let $F$ be the CDF of $X$. Put $n$ steps of equal height $1/n$ at the quantiles $c_k = F^{-1}\big(\frac{k - 1/2}{n}\big)$, each very steep. That staircase is never further from $F$ than $\frac{1}{2n}$, plus a little where steps are soft. So $\sup_x |S_n(x) - F(x)| \to 0$. No training needed: below, your `dsf` is given these numbers, with steps about as wide as their distance, for the ridge of
+# **Why it is true, on a line.** Let $F$ be the CDF of $X$. Put $n$ steps of equal height $1/n$ at the quantiles
+# $c_k = F^{-1}\big(\frac{k - 1/2}{n}\big)$, each very steep. That staircase is never further from $F$ than $\frac{1}{2n}$, plus a little where steps
+# are soft. So $\sup_x |S_n(x) - F(x)| \to 0$. No training needed: below, your `dsf` is given these numbers, with steps about as wide as their
+# distance, for the ridge of
 # five humps. **Predict:** when $n$ doubles, what becomes of the largest difference?
 
 # %% tags=["show"]
@@ -1353,11 +1500,15 @@ def _():
 # %% [markdown]
 # The CDFs come together about as $1/n$, without any training. For this target the divergence falls as well. Is that always so?
 #
-# **In distribution, not in KL.** Take for $p$ the Cauchy density, $p(x) = \frac{1}{\pi (1 + x^2)}$: positive and continuous, so proposition 3 holds for it. With a uniform base the density of the flow is the slope of the staircase, $q_n = S_n'$. Far out the slope of $n$ sigmoids falls like $e^{-a_{\min}|x|}$, so $-\log q_n(x)$ grows like $a_{\min}|x|$, and
+# **In distribution, not in KL.** Take for $p$ the Cauchy density, $p(x) = \frac{1}{\pi (1 + x^2)}$: positive and continuous, so proposition 3 holds
+# for it. With a uniform base the density of the flow is the slope of the staircase, $q_n = S_n'$. Far out the slope of $n$ sigmoids falls like
+# $e^{-a_{\min}|x|}$, so $-\log q_n(x)$ grows like $a_{\min}|x|$, and
 #
 # $$\mathrm{KL}(p\,\|\,q_n) \ge \text{const} + \int p(x)\; a_{\min}\,|x|\; dx = \infty \quad\text{for every } n,$$
 #
-# since $p(x)\,|x|$ falls only like $1/|x|$, whose integral diverges like a logarithm. Below, the same construction for the Cauchy density. **Predict** the two pictures on the right: the largest difference of the CDFs against $n$, and the part of the KL that comes from $|x| < T$, against $T$. On the left, what training adds: the gap of your DSF on the ridge, fitted with growing numbers of sigmoids.
+# since $p(x)\,|x|$ falls only like $1/|x|$, whose integral diverges like a logarithm. Below, the same construction for the Cauchy density.
+# **Predict** the two pictures on the right: the largest difference of the CDFs against $n$, and the part of the KL that comes from $|x| < T$, against
+# $T$. On the left, what training adds: the gap of your DSF on the ridge, fitted with growing numbers of sigmoids.
 
 # %% tags=["show"]
 @show
@@ -1385,18 +1536,26 @@ def _():
             axes[2].semilogx(x[centre + 1:], within, color=plotting.PALETTE[{4: "orange", 8: "blue", 16: "purple"}[n]], linewidth=2, label=f"n = {n}")
     axes[1].loglog(numbers, far, "o-", color=plotting.PALETTE["blue"], linewidth=2), axes[1].loglog(numbers, [1 / n for n in numbers], ":", color="black", label="1 / n")
     axes[1].set_xticks(numbers, numbers), axes[1].minorticks_off(), axes[1].set_xlabel("sigmoids n", fontsize=14), axes[1].legend(fontsize=12, frameon=False)
-    axes[2].set_xlim(1, 1e10), axes[2].axhline(0, color="black", linewidth=0.8), axes[2].set_xlabel("T", fontsize=14), axes[2].set_ylabel("nats", fontsize=14), axes[2].legend(fontsize=12, frameon=False)
+    axes[2].set_xlim(1, 1e10), axes[2].axhline(0, color="black", linewidth=0.8)
+    axes[2].set_xlabel("T", fontsize=14), axes[2].set_ylabel("nats", fontsize=14), axes[2].legend(fontsize=12, frameon=False)
     return figure
 
 # %% [markdown]
-# The CDFs agree better and better, and each of the KLs goes on growing for ever: straight lines over a logarithmic axis, as the integral says. Both are true at once: convergence in distribution hardly looks at the tails, KL looks at them with a logarithm as a lens. On real data this is no academic matter: a few far outliers can dominate a mean log-likelihood.
+# The CDFs agree better and better, and each of the KLs goes on growing for ever: straight lines over a logarithmic axis, as the integral says. Both
+# are true at once: convergence in distribution hardly looks at the tails, KL looks at them with a logarithm as a lens. On real data this is no
+# academic matter: a few far outliers can dominate a mean log-likelihood.
 #
 # ## 12 · Real tables
 #
-# The lecture's table of test log-likelihoods (NAF paper, table 2) lies in `data/published/density_estimation.csv`. Five data sets with 6 to 63 columns; more is better, in nats; bars are two standard deviations. The rows of MADE MoG and of the affine MAFs are quoted there from the MAF paper (Papamakarios et al. 2017, table 1), and agree with it.
-# *MoG* is a mixture of Gaussians as the last conditional density, *TAN* a family that combines learnt linear and autoregressive parts (Oliva et al. 2018), whose own later version reports better numbers than are quoted here.
+# The lecture's table of test log-likelihoods (NAF paper, table 2) lies in `data/published/density_estimation.csv`. Five data sets with 6 to 63
+# columns; more is better, in nats; bars are two standard deviations. The rows of MADE MoG and of the affine MAFs are quoted there from the MAF paper
+# (Papamakarios et al. 2017, table 1), and agree with it.
+# *MoG* is a mixture of Gaussians as the last conditional density, *TAN* a family that combines learnt linear and autoregressive parts (Oliva et
+# al. 2018), whose own later version reports better numbers than are quoted here.
 #
-# **A lost sign.** On the slide the two validation rows of HEPMASS read $15.10$ and $15.34$. Test and validation data are drawn alike, and the test values are $-15.09$ and $-15.32$: a minus sign was lost, and stands in our file again. (On BSDS300, validation is 15 nats *better* than test for every model: there the two sets come from different photographs.)
+# **A lost sign.** On the slide the two validation rows of HEPMASS read $15.10$ and $15.34$. Test and validation data are drawn alike, and the test
+# values are $-15.09$ and $-15.32$: a minus sign was lost, and stands in our file again. (On BSDS300, validation is 15 nats *better* than test for
+# every model: there the two sets come from different photographs.)
 #
 # **Predict:** on which data set do curves gain most over lines?
 
@@ -1409,11 +1568,11 @@ def _():
     figure = plotting.Picture(figsize=(14, 3.9), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True)
     for ax, name in zip(axes, names):
-        for row in rows:
-            if row["dataset"] == name:
-                test = row["split"] == "test"
-                ax.errorbar(row["log_likelihood"], len(models) - models.index(row["model"]) - (0 if test else 0.3), xerr=row["two_sd"], fmt="o" if test else "D", markersize=7 if test else 5,
-                            color=plotting.PALETTE["red" if "DDSF" in row["model"] else "blue"], markerfacecolor=None if test else "white", capsize=3)
+        for row in (row for row in rows if row["dataset"] == name):
+            test, colour = row["split"] == "test", plotting.PALETTE["red" if "DDSF" in row["model"] else "blue"]
+            height = len(models) - models.index(row["model"]) - (0 if test else 0.3)
+            mark = {"fmt": "o", "markersize": 7} if test else {"fmt": "D", "markersize": 5, "markerfacecolor": "white"}
+            ax.errorbar(row["log_likelihood"], height, xerr=row["two_sd"], color=colour, capsize=3, **mark)
         ax.set_title(f"{name}, D = {int(next(r['dimensions'] for r in rows if r['dataset'] == name))}", fontsize=14)
         ax.set_xlabel("log-likelihood (nats)", fontsize=12), ax.grid(axis="y", alpha=0.3)
     axes[0].set_yticks([len(models) - i for i in range(len(models))], models, fontsize=12)
@@ -1424,13 +1583,19 @@ def _():
 #
 # <details><summary>Answer</summary>
 #
-# On MINIBOONE: 2.9 nats over the better of the two affine MAFs; 0.4, 1.9, 2.6 and 2.0 on the others, from left to right without it. But look at HEPMASS: MADE MoG, a single layer whose conditionals have many humps, is as good as a stack of five DDSF layers. What affine flows lack there is the free form of the conditional, not depth.
+# On MINIBOONE: 2.9 nats over the better of the two affine MAFs; 0.4, 1.9, 2.6 and 2.0 on the others, from left to right without it. But look at
+# HEPMASS: MADE MoG, a single layer whose conditionals have many humps, is as good as a stack of five DDSF layers. What affine flows lack there is the
+# free form of the conditional, not depth.
 #
 # </details>
 #
-# **Our own miniature.** Three small real tables lie in `data/tables/`, the measurements of scikit-learn's iris, wine and breast cancer data without their labels. A few hundred rows are a different world: here it matters who *overfits*. Three models, on three random splits each (60% to train, 20% to
-# choose the step at which to stop, 20% to test): a normal with full covariance, in closed form; two of your MAF layers with the columns turned round between them; and the same with your NAF in the place of the second. Recorded values are rounded, and a flexible density could put spikes on
-# them; so to each value is added a uniform number as wide as its column's last digit. Columns are scaled to unit variance, and all log-likelihoods are of the scaled columns.
+# **Our own miniature.** Three small real tables lie in `data/tables/`, the measurements of scikit-learn's iris, wine and breast cancer data without
+# their labels. A few hundred rows are a different world: here it matters who *overfits*. Three models, on three random splits each (60% to train, 20%
+# to
+# choose the step at which to stop, 20% to test): a normal with full covariance, in closed form; two of your MAF layers with the columns turned round
+# between them; and the same with your NAF in the place of the second. Recorded values are rounded, and a flexible density could put spikes on
+# them; so to each value is added a uniform number as wide as its column's last digit. Columns are scaled to unit variance, and all log-likelihoods
+# are of the scaled columns.
 #
 # **Predict:** where will the plain normal be hard to beat? (In the third table, a nucleus' radius, perimeter and *area* are among the columns.)
 
@@ -1506,8 +1671,11 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# On iris and wine. With 90 and 107 training rows a full covariance is about all that can be learnt; the flows end within the scatter of the splits, or below the normal. On the third table they are three nats better, since an area is *not* a linear function of a radius: the conditional mean of one column bends with another, which the net
-# of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition is known, the remaining hump is nearly normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and curves win.
+# On iris and wine. With 90 and 108 training rows a full covariance is about all that can be learnt; the flows end within the scatter of the splits,
+# or below the normal. On the third table they are three nats better, since an area is *not* a linear function of a radius: the conditional mean of
+# one column bends with another, which the net
+# of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition is known, the remaining hump is nearly
+# normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and curves win.
 #
 # </details>
 #
@@ -1519,7 +1687,8 @@ def _():
 # | `IAF` | the same, by the noise before it | $-\sum_i \alpha_i$ | $D$ passes | 1 pass |
 # | `NAF` | every coordinate: a staircase of sigmoids through a logit | $\sum_i \log \frac{dz_i}{dx_i}$ | 1 pass | $D$ passes, a bisection each |
 #
-# and four conditioners for them: masked nets, causal convolutions, PixelCNN's convolutions, masked attention. The Jacobian is always the same triangle. Lesson 04 gives up the triangle altogether.
+# and four conditioners for them: masked nets, causal convolutions, PixelCNN's convolutions, masked attention. The Jacobian is always the same
+# triangle. Lesson 04 gives up the triangle altogether.
 
 # %% tags=["show"]
 progress()
