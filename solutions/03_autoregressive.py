@@ -15,10 +15,10 @@
 #
 # **If every coordinate may look at all those before it, how much more can a flow say? And who pays for it?**
 #
-# A coupling layer lets half of the coordinates look at the other half. An *autoregressive* layer goes all the way: coordinate 2 looks at
-# coordinate 1, coordinate 3 at both, and the last one at everything before it. The determinant stays as cheap as before. One of the two directions does not.
-# In this lesson you write such layers from the masks upwards, count what they cost, build them for vectors, sequences and images, and then replace
-# their straight lines by curves that turn one hump into many.
+# A coupling layer lets half of the coordinates look at the other half. An *autoregressive* layer goes all the way: coordinate 2 looks at coordinate
+# 1, coordinate 3 at both, and the last one at everything before it. The determinant stays as cheap as before. One of the two directions does not. In
+# this lesson you write such layers from the masks upwards, count what they cost, build them for vectors, sequences and images, and then replace their
+# straight lines by curves that turn one hump into many.
 #
 # | | |
 # |---|---|
@@ -27,10 +27,9 @@
 # | **Time** | three sittings: an hour and a half for sections 1 to 5 (one triangle, two directions), an hour for section 6 (sequences and images), an hour and a half for sections 7 to 12 (neural autoregressive flows) |
 # | **Sources** | the lectures "Normalizing Flows" (Nielsen) and "NF 3" (Banerjee), called "the lecture" below; papers are cited where they come in |
 #
-# Every exercise has a check. It says what is right, what is not, and where to look. `hint("maf")` gives a hint,
-# `progress()` shows how far you are. Run All works from the start: what is not solved yet is drawn as an empty frame
-# (that is what `@show` above an experiment is for). Before an experiment you are asked to predict;
-# the answer folds out, or the experiment shows it.
+# Every exercise has a check. It says what is right, what is not, and where to look. `hint("maf")` gives a hint, `progress()` shows how far you are.
+# Run All works from the start: what is not solved yet is drawn as an empty frame (that is what `@show` above an experiment is for). Before an
+# experiment you are asked to predict; the answer folds out, or the experiment shows it.
 
 # %% tags=["setup"]
 import math
@@ -50,8 +49,7 @@ settings.seed(0)
 
 # %% [markdown]
 # Here is the idea as a picture. The density of two moons is cut along vertical lines. To draw a point, first draw $x_1$ from the curve on the left;
-# then draw $x_2$ from
-# the slice that stands at that $x_1$. Two one-dimensional draws make one two-dimensional point.
+# then draw $x_2$ from the slice that stands at that $x_1$. Two one-dimensional draws make one two-dimensional point.
 
 # %% tags=["show"]
 moons = toys.get("two_moons")
@@ -93,25 +91,23 @@ def _():
 # $$z_i = \tau\big(x_i;\ c_i(\mathbf x_{<i})\big), \qquad i = 1, \dots, D .$$
 #
 # $\mathbf z \in \mathbb R^D$ is the latent point, with the *base* density $p(\mathbf z)$, a standard normal. The function $\tau$ is called
-# the *transformer* (long before the network of that name; the two have
-# nothing to do with each other), and $c_i$ the *conditioner*: from $\mathbf x_{<i}$ it computes the parameters of $\tau$, such as a scale and a
-# shift. Both names are those of the NAF paper (Huang et al. 2018).
+# the *transformer* (not the network of that name; the two share nothing but the word), and $c_i$ the *conditioner*: from $\mathbf x_{<i}$ it computes
+# the parameters of $\tau$, such as a scale and a shift. Both names are those of the NAF paper (Huang et al. 2018).
 #
 # **The Jacobian.** $z_i$ depends on $x_1, \dots, x_i$ and on nothing later, so $\partial z_i / \partial x_j = 0$ for $j > i$. The matrix is lower
 # triangular, its determinant is the product of its diagonal:
 #
 # $$\frac{\partial \mathbf z}{\partial \mathbf x} = \begin{bmatrix} \frac{\partial z_1}{\partial x_1} & & \\ \vdots & \ddots & \\ \frac{\partial z_D}{\partial x_1} & \cdots & \frac{\partial z_D}{\partial x_D}\end{bmatrix}
-# \quad\Longrightarrow\quad \texttt{ldj} = \log\left|\det \frac{\partial \mathbf z}{\partial \mathbf x}\right| = \sum_{i=1}^{D} \log \frac{\partial
-# \tau}{\partial x_i}\big(x_i;\ c_i(\mathbf x_{<i})\big).$$
+# \quad\Longrightarrow\quad \texttt{ldj} = \log\left|\det \frac{\partial \mathbf z}{\partial \mathbf x}\right| = \sum_{i=1}^{D} \log \frac{\partial \tau}{\partial x_i}\big(x_i;\ c_i(\mathbf x_{<i})\big).$$
 #
 # **Which way is forward?** As in all of this course: `forward(x) -> (z, ldj)` goes from data to latent, with `x` and `z` of shape `(B, D)` and `ldj`
-# of shape `(B,)`, one number for each of
-# the `B` points; `inverse(z) -> x` goes back, to sample. Sections 5 and 7 have places where papers go the other way; there it is said again.
+# of shape `(B,)`, one number for each of the `B` points; `inverse(z) -> x` goes back, to sample. Sections 5 and 7 have places where papers go the
+# other way; there it is said again.
 #
 # **How far does this reach?** Take for $\tau$ the conditional CDF itself, $z_i = P(X_i \le x_i \mid \mathbf x_{<i})$. Then the slopes are the
-# conditionals, their product is $p(\mathbf x)$, and $\mathbf z$ is uniform
-# on the cube: a *perfect* autoregressive flow (the Rosenblatt transform, 1952). Below it is done to the moons, with CDFs that are summed up on a grid.
-# **Predict before you run:** what does the third picture look like, where $z_2 = P(X_2 \le x_2)$ forgets to look at $x_1$?
+# conditionals, their product is $p(\mathbf x)$, and $\mathbf z$ is uniform on the cube: a *perfect* autoregressive flow (the Rosenblatt
+# transform, 1952). Below it is done to the moons, with CDFs that are summed up on a grid. **Predict before you run:** what does the third picture
+# look like, where $z_2 = P(X_2 \le x_2)$ forgets to look at $x_1$?
 
 # %% tags=["show"]
 @show
@@ -136,16 +132,14 @@ def _():
 
 # %% [markdown]
 # With the conditional CDF the square is evenly filled: the two numbers of the data point have become two independent ones. Without the look at $x_1$
-# each coordinate alone is evenly spread, and yet the two still
-# tell of each other. So an autoregressive flow *can* represent any density, if $\tau$ is free enough and the conditioner good enough. Two questions
-# are left, and this lesson is about them: how does
-# **one** network make all $D$ conditioners, and how free must $\tau$ be?
+# each coordinate alone is evenly spread, and yet the two still tell of each other. So an autoregressive flow *can* represent any density, if $\tau$
+# is free enough and the conditioner good enough. Two questions are left, and this lesson is about them: how does **one** network make all $D$
+# conditioners, and how free must $\tau$ be?
 #
 # ## 2 · One network for all conditioners: MADE
 #
 # $D$ networks, one for each $c_i$, would do, but share nothing. *MADE* (Germain, Gregor, Murray & Larochelle 2015; the lecture names it after its
-# last author) takes one ordinary network and cuts out the
-# connections through which an output could see what it must not.
+# last author) takes one ordinary network and cuts out the connections through which an output could see what it must not.
 #
 # Give every unit a number, its **degree** $m$, with the meaning *"I may see the first $m$ coordinates, no more"*. (Here in the text coordinates count
 # from 1 to $D$.)
@@ -157,10 +151,9 @@ def _():
 #   only here, the comparison is **strict**.
 #
 # Along any open path from $x_j$ to output $i$ the degrees never fall, and at the end they rise: $j \le m_1 \le m_2 \le \dots < i$, so $j < i$. The
-# rule is written into *masks*: $M^{(\ell)}$ is a matrix of zeros and ones with the shape
-# of the weights $W^{(\ell)}$ of layer $\ell = 1, \dots, L$, that is `(out, in)`, and the layer computes
-# $(W^{(\ell)} \odot M^{(\ell)})\,\mathbf h + \mathbf b^{(\ell)}$ ($\odot$ is the product entry by entry). The entry $(i, j)$ of the product
-# $M^{(L)} \cdots M^{(1)}$ is the number of open paths from $x_j$ to output $i$.
+# rule is written into *masks*: $M^{(\ell)}$ is a matrix of zeros and ones with the shape of the weights $W^{(\ell)}$ of layer $\ell = 1, \dots, L$,
+# that is `(out, in)`, and the layer computes $(W^{(\ell)} \odot M^{(\ell)})\,\mathbf h + \mathbf b^{(\ell)}$ ($\odot$ is the product entry by entry).
+# The entry $(i, j)$ of the product $M^{(L)} \cdots M^{(1)}$ is the number of open paths from $x_j$ to output $i$.
 #
 # **Predict:** which output listens to no input at all? And which input is listened to by no output?
 #
@@ -174,13 +167,12 @@ def _():
 # ### Exercise `made_masks` · 20 minutes · difficulty 3 of 5 · 8 points
 #
 # Write the masks. `dim` is $D$ (at least 2), `hidden` is a list of widths, `out_per_dim` is the number $P$ of parameters that each coordinate needs.
-# Return one mask for each layer, `len(hidden) + 1` in all, each a tensor
-# of zeros and ones with the shape `(out, in)`. The last has $P \cdot D$ rows in *blocks*: row `p * dim + i` is parameter `p` of coordinate `i`
-# (counted from 0 in code), so that `chunk(P, -1)` of the net's output gives one `(B, D)` for each parameter.
+# Return one mask for each layer, `len(hidden) + 1` in all, each a tensor of zeros and ones with the shape `(out, in)`. The last has $P \cdot D$ rows
+# in *blocks*: row `p * dim + i` is parameter `p` of coordinate `i` (counted from 0 in code), so that `chunk(P, -1)` of the net's output gives one
+# `(B, D)` for each parameter.
 #
 # The hidden degrees are yours to choose. But in a layer with $D - 1$ units or more each of the degrees $1, \dots, D-1$ must occur, so that no path is
-# lost that might be open. Useful: `torch.arange`,
-# comparing `a[:, None] >= b[None, :]`, `Tensor.repeat`.
+# lost that might be open. Useful: `torch.arange`, comparing `a[:, None] >= b[None, :]`, `Tensor.repeat`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "made_masks"}
 def made_masks(dim, hidden, out_per_dim):
@@ -198,8 +190,8 @@ check("made_masks", made_masks)
 
 # %% [markdown]
 # Your masks as a network, for $D = 4$ with two hidden layers of six. Inputs are at the bottom, outputs at the top, the numbers are the degrees that
-# your masks amount to: how many inputs a unit sees. Red is all that
-# leads to the third output. **Predict** the matrix of path counts at the right before you look: where are its zeros?
+# your masks amount to: how many inputs a unit sees. Red is all that leads to the third output. **Predict** the matrix of path counts at the right
+# before you look: where are its zeros?
 
 # %% tags=["show"]
 def draw_net(ax, masks, output):
@@ -243,9 +235,8 @@ def _():
 
 # %% [markdown]
 # Strictly lower triangular: zeros on the diagonal and above it. Now put the masks on a network. From here on `MaskedNet(D, hidden, P)` is a network
-# `(B, D) -> (B, P D)` with your masks on its weights. It runs once, and all $D$ conditioners have answered.
-# Below, how strongly each of its outputs depends on each input, by automatic differentiation, for $D = 6$ and $P = 2$ with random weights.
-# **Predict** the shape of the matrix.
+# `(B, D) -> (B, P D)` with your masks on its weights. It runs once, and all $D$ conditioners have answered. Below, how strongly each of its outputs
+# depends on each input, by automatic differentiation, for $D = 6$ and $P = 2$ with random weights. **Predict** the shape of the matrix.
 
 # %% tags=["show"]
 class MaskedNet(nn.Module):
@@ -306,8 +297,8 @@ def _():
 # $$\textbf{shift:}\quad y_i = \mu_i + \sigma_i x_i,\quad \sigma_i = e^{a_i} \qquad\qquad\qquad \textbf{gate:}\quad y_i = \sigma_i x_i + (1 - \sigma_i)\,\mu_i, \quad \sigma_i = \frac{1}{1 + e^{-a_i}} .$$
 #
 # The slope is $\sigma_i$ in both, so $\texttt{ldj} = \sum_i \log \sigma_i$, which is $\sum_i a_i$ for the shift and $-\sum_i \log(1 + e^{-a_i})$ for
-# the gate. The second comes from the IAF paper (Kingma et al. 2016, equation 14), where $x$ is noise on its way to a sample; hence the neutral
-# names $x \mapsto y$ here. It is the gate of an LSTM: keep a share $\sigma$ of what is there, and put $\mu$ in the place of the rest.
+# the gate. The second comes from the IAF paper (Kingma et al. 2016, equation 14), where $x$ is noise on its way to a sample; hence the neutral names
+# $x \mapsto y$ here. It is the gate of an LSTM: keep a share $\sigma$ of what is there, and put $\mu$ in the place of the rest.
 #
 # **Predict:** draw the gate's lines for a fixed $\mu = 1$ and several $\sigma$. Where do they cross? And can a gate stretch?
 #
@@ -349,8 +340,8 @@ def _():
 
 # %% [markdown]
 # All gates go through the point $(\mu, \mu)$: every $x$ is drawn towards $\mu$, and $\mu$ itself stays. Since $\sigma < 1$ a gate never stretches;
-# its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer
-# can only make a density narrower. In the rest of the lesson we write the shift, with the letters of lesson 02, $e^{\alpha}$ and $\mu$.
+# its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer can only make a density narrower.
+# In the rest of the lesson we write the shift, with the letters of lesson 02, $e^{\alpha}$ and $\mu$.
 #
 # ## 4 · MAF: the density in one pass
 #
@@ -362,10 +353,10 @@ def _():
 #
 # **Forward** is easy: all of $\mathbf x$ is known, one pass through the net gives every $\alpha_i$ and $\mu_i$. **Backward**,
 # $x_i = (z_i - \mu_i)\, e^{-\alpha_i}$ needs $\mu_i$ and $\alpha_i$, and those need $x_1, \dots, x_{i-1}$, which are not there yet. So one after the
-# other:
-# $\alpha_1, \mu_1$ are constants, they give $x_1$; a second pass gives $x_2$; and so on.
+# other: $\alpha_1, \mu_1$ are constants, they give $x_1$; a second pass gives $x_2$; and so on.
 #
-# **Predict:** somebody inverts in one pass, `alpha, mu = net(z)`, then `(z - mu) * exp(-alpha)`, as in a coupling layer. Which coordinates come out right?
+# **Predict:** somebody inverts in one pass, `alpha, mu = net(z)`, then `(z - mu) * exp(-alpha)`, as in a coupling layer. Which coordinates come out
+# right?
 #
 # <details><summary>Answer</summary>
 #
@@ -377,9 +368,9 @@ def _():
 # ### Exercise `maf` · 20 minutes · difficulty 2 of 5 · 10 points
 #
 # Write the layer. `net` is autoregressive already and maps `(B, D)` to `(B, 2 D)`: the first `D` columns are $\boldsymbol\alpha$, the last `D` are
-# $\boldsymbol\mu$. `forward` asks it once; `inverse` asks it `D` times
-# (once more is allowed). A point that is only half known may be filled with zeros: the net does not look at what has not come yet. Do not overwrite
-# entries of a tensor through which gradients must flow; build the next one from the last (or collect columns and `torch.stack` them).
+# $\boldsymbol\mu$. `forward` asks it once; `inverse` asks it `D` times (once more is allowed). A point that is only half known may be filled with
+# zeros: the net does not look at what has not come yet. Do not overwrite entries of a tensor through which gradients must flow; build the next one
+# from the last (or collect columns and `torch.stack` them).
 
 # %% tags=["solution"] nbgrader={"grade_id": "maf"}
 class MAF(nn.Module):
@@ -414,9 +405,9 @@ check("maf", MAF)
 
 # %% [markdown]
 # **What have you built?** Since $z_i$ is standard normal, $x_i = (z_i - \mu_i)\,e^{-\alpha_i}$ is, given $\mathbf x_{<i}$, normal with mean
-# $m_i = -\mu_i e^{-\alpha_i}$ and standard deviation $s_i = e^{-\alpha_i}$. A MAF with a normal base **is** an autoregressive model
-# with Gaussian conditionals, $p(\mathbf x) = \prod_i \mathcal N(x_i;\, m_i, s_i^2)$. The two lines below compute the same number on the two ways.
-# **Predict:** will they agree to all digits that are shown?
+# $m_i = -\mu_i e^{-\alpha_i}$ and standard deviation $s_i = e^{-\alpha_i}$. A MAF with a normal base **is** an autoregressive model with Gaussian
+# conditionals, $p(\mathbf x) = \prod_i \mathcal N(x_i;\, m_i, s_i^2)$. The two lines below compute the same number on the two ways. **Predict:** will
+# they agree to all digits that are shown?
 
 # %% tags=["show", "compare"]
 @show
@@ -435,8 +426,8 @@ def _():
 # **The order matters.** The chain rule holds in any order, but Gaussian conditionals may fit in one and fail in another. Take a banana:
 # $x_1 \sim \mathcal N(0, 1)$ and $x_2 = \tfrac12 x_1^2 + 0.3\,\epsilon$ with $\epsilon \sim \mathcal N(0, 1)$. Its entropy is known,
 # $\log(2\pi e) + \log 0.3 = 1.634$ nats, so we can measure how much each flow misses. We train three: a MAF in the order $x_1, x_2$; one in the order
-# $x_2, x_1$ (a `Permute` in front turns them round); and four MAF layers with turns between them.
-# **Predict:** what does $p(x_1 \mid x_2)$ look like at $x_2 = 2$, and what will the second flow make of it?
+# $x_2, x_1$ (a `Permute` in front turns them round); and four MAF layers with turns between them. **Predict:** what does $p(x_1 \mid x_2)$ look like
+# at $x_2 = 2$, and what will the second flow make of it?
 
 # %% tags=["show"]
 def train(flow, sample, steps, lr=5e-3, size=256, label="training"):
@@ -492,9 +483,9 @@ def _():
 # <details><summary>Answer</summary>
 #
 # At $x_2 = 2$ the point may sit on either arm, $x_1 \approx \pm 2$: two humps. One affine layer can only give a normal there, so it covers both arms
-# and the gap between them. In the order $x_1, x_2$ both conditionals are normal, and a single layer gets it nearly exactly.
-# Four layers do much better than one in the wrong order, and still leave a bridge between the arms: straight lines, even stacked, are slow to learn
-# two humps. Section 7 mends that at the root.
+# and the gap between them. In the order $x_1, x_2$ both conditionals are normal, and a single layer gets it nearly exactly. Four layers with turns
+# between them get there as well, with four times the weights: in a stack each layer bends what the ones before have left. One layer with *curves*
+# would fit in either order; that is what section 7 is about.
 #
 # </details>
 #
@@ -645,18 +636,17 @@ def _():
 # | **coupling** | 1 pass | 1 pass | half of the data (and the first half at nothing) |
 #
 # That settles who is used where. *Density estimation* gets data points and asks for their density, in each step of the training: MAF. *Variational
-# inference* draws its own samples and needs the density of just those, which IAF gives along the way, without the slow direction:
-# whoever made $\mathbf x$ from $\mathbf z$ knows $\mathbf z$ and all $\alpha_i$. (Lesson 07 uses it so. The lecture's table of those results
-# prints *negative* ELBOs: 85.00 for the plain VAE stands for $-85.00$ nats, and less is better there.)
+# inference* draws its own samples and needs the density of just those, which IAF gives along the way, without the slow direction: whoever made
+# $\mathbf x$ from $\mathbf z$ knows $\mathbf z$ and all $\alpha_i$. (Lesson 07 uses it so. The lecture's table of those results prints *negative*
+# ELBOs: 85.00 for the plain VAE stands for $-85.00$ nats, and less is better there.)
 #
 # **Two ways to learn one target.** Let $p$ be a target whose density we can compute *and* that we can sample, and $q$ our flow. *MAF-style* training
-# takes samples of $p$ and minimises $\mathrm{KL}(p\,\|\,q) = \mathbb E_{p}[\log p(\mathbf x) - \log q(\mathbf x)]$.
-# *IAF-style* training draws from $q$ and minimises $\mathrm{KL}(q\,\|\,p) = \mathbb E_{q}[\log q(\mathbf x) - \log p(\mathbf x)]$, for which it needs
-# no data, only $\log p$ and its gradient. (The lecture shows such learning curves from the NAF paper, figure 7.) Below, the same stack of your MAF
-# layers plays both parts:
-# for the second, it is fed with noise and its output is called $\mathbf x$, which makes it an IAF. The target has three normal humps, of
-# weights 0.5, 0.3 and 0.2, and each curve shows the KL that its training minimises. **Predict:** which training can forget a hump, without its own
-# curve complaining much?
+# takes samples of $p$ and minimises $\mathrm{KL}(p\,\|\,q) = \mathbb E_{p}[\log p(\mathbf x) - \log q(\mathbf x)]$. *IAF-style* training draws from
+# $q$ and minimises $\mathrm{KL}(q\,\|\,p) = \mathbb E_{q}[\log q(\mathbf x) - \log p(\mathbf x)]$, for which it needs no data, only $\log p$ and its
+# gradient. (The lecture shows such learning curves from the NAF paper, figure 7.) Below, the same stack of your MAF layers plays both parts: for the
+# second, it is fed with noise and its output is called $\mathbf x$, which makes it an IAF. The target has three normal humps, of weights 0.5, 0.3
+# and 0.2, and each curve shows the KL that its training minimises. **Predict:** which training can forget a hump, without its own curve complaining
+# much?
 
 # %% tags=["show"]
 three_humps = torch.distributions.MixtureSameFamily(
@@ -724,17 +714,17 @@ def _():
 #
 # The IAF-style one. A $q$ that fits some of the humps perfectly, with total weight $w$, and never visits the others has
 # $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and no gradient leads on
-# from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs
-# enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training prefers a bridge too many to a hump too few. (Which humps are
-# found depends on the seed. The table sums over the grid, so each training can be held against the other's measure.)
+# from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training
+# prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can be held
+# against the other's measure.)
 #
 # </details>
 #
 # ## 6 · Masks for sequences and images
 #
 # A conditioner is any network whose answer at place $i$ depends on earlier places only. MADE is that for vectors without structure. In a sequence or
-# an image the same relation holds at every place, and one set of weights can be used everywhere. Three
-# families do this; what matters for each is its **receptive field**: which earlier places does an answer really see?
+# an image the same relation holds at every place, and one set of weights can be used everywhere. Three families do this; what matters for each is its
+# **receptive field**: which earlier places does an answer really see?
 #
 # ### Sequences: causal convolutions (WaveNet)
 #
@@ -745,9 +735,8 @@ def _():
 #
 # with weights $\mathbf W_s \in \mathbb R^{C_{\text{out}} \times C_{\text{in}}}$ and the *dilation* $d$, the distance between taps. In code: an
 # ordinary convolution over a sequence that was padded with $(k-1)\,d$ zeros **on the left only**. A conditioner must not see $x_t$ itself either. For
-# that one layer, the first, is
-# *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back. All other layers may see "their" $t$, since what stands there knows only the past.
-# (WaveNet: van den Oord et al. 2016.)
+# that one layer, the first, is *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back. All other layers may see "their" $t$, since what
+# stands there knows only the past. (WaveNet: van den Oord et al. 2016.)
 #
 # **Predict:** an exclusive layer with two taps, then three layers with two taps and dilations 1, 2, 4. How far back does the last layer see? And if
 # all dilations were 1?
@@ -786,7 +775,8 @@ class CausalConv1d(nn.Module):
 check("causal_conv1d", CausalConv1d)
 
 # %% [markdown]
-# The receptive field of your stack, measured by gradients: row $t$ of each picture shows which $x_s$ the output at $t$ depends on. Look at the diagonal first.
+# The receptive field of your stack, measured by gradients: row $t$ of each picture shows which $x_s$ the output at $t$ depends on. Look at the
+# diagonal first.
 
 # %% tags=["show"]
 def causal_stack(channels, dilations, width=16):
@@ -822,11 +812,9 @@ def _():
 # %% [markdown]
 # Nothing on the diagonal, nothing to its right. So this stack is a conditioner, and your `MAF` takes it as it takes a MADE: the two channels at time
 # $t$ are $\alpha_t$ and $\mu_t$. Does it pay to know that time is time? The data are swings: $x_t = 1.6\,x_{t-1} - 0.8\,x_{t-2} + 0.5\,\epsilon_t$
-# with normal
-# $\epsilon_t$, 32 steps from rest. Each conditional is normal with standard deviation 0.5, so the entropy is exactly
+# with normal $\epsilon_t$, 32 steps from rest. Each conditional is normal with standard deviation 0.5, so the entropy is exactly
 # $32\,(\tfrac12 \log 2\pi e + \log 0.5)$ nats. Two conditioners for one MAF each: your masked net, with a weight of its own for each pair of times,
-# and your convolutions. The training set has 200 sequences only.
-# **Predict:** which gap is smaller, and how do the numbers of parameters compare?
+# and your convolutions. The training set has 200 sequences only. **Predict:** which gap is smaller, and how do the numbers of parameters compare?
 
 # %% tags=["show"]
 class AsSequence(nn.Module):
@@ -955,9 +943,9 @@ def _():
 # <details><summary>Answer</summary>
 #
 # Four in A, five in B. And no: towards the upper right the view opens with one pixel per row and no faster, since every step to the right costs a
-# step up. The pixels to the right of that diagonal stay unseen however deep the stack is. This is PixelCNN's
-# **blind spot**. Its density is still a proper one (nothing from the future is seen), only a poorer one. Gated PixelCNN (van den Oord et al. 2016)
-# closes it with a second stack of convolutions that looks at whole rows above.
+# step up. The pixels to the right of that diagonal stay unseen however deep the stack is. This is PixelCNN's **blind spot**. Its density is still a
+# proper one (nothing from the future is seen), only a poorer one. Gated PixelCNN (van den Oord et al. 2016) closes it with a second stack of
+# convolutions that looks at whole rows above.
 #
 # </details>
 #
@@ -1002,8 +990,7 @@ check("causal_attention", causal_attention)
 # %% [markdown]
 # An attention layer sees its own place, $s = t$. To make a conditioner of it, shift the input by one place, as in the exclusive convolution: then
 # what stands at $t$ was computed from $x_{t-1}$. The three receptive fields side by side, from your three answers, for $L = 16$ numbers (for
-# PixelCNN, a $4 \times 4$
-# image in raster order). **Predict** which triangle is full.
+# PixelCNN, a $4 \times 4$ image in raster order). **Predict** which triangle is full.
 
 # %% tags=["show"]
 class AttentionNet(nn.Module):
@@ -1063,8 +1050,7 @@ def _():
 # * **A line** has $\tau'' = 0$: then (1) is zero just where $p_X$ has its top. One hump goes in, one hump comes out, moved and stretched.
 # * **A curve** can make more: wherever $\tau''/\tau'$ crosses the falling line $(\log p_X)'$ (for a standard normal it is $-x$) there is a hump or a
 #   valley. A steep place between two flatter ones makes a valley: probability that stood there is pulled apart. The steepest point of such a place is
-#   an
-#   **inflection point**, $\tau'' = 0$.
+#   an **inflection point**, $\tau'' = 0$.
 #
 # **Slope and density.** Where the slope is above 1, intervals are *expanded*, and so the density gets *lower*: $p_Y = p_X/\tau'$. The caption of the
 # lecture's figure 5 says of slopes above 1 that areas are "compressed"; take it the other way round.
@@ -1103,8 +1089,8 @@ def _():
 #
 # *Neural autoregressive flows* (Huang, Krueger, Lacoste & Courville 2018) let $\tau$ be a small network of its own, increasing by construction.
 # (Their proposition 1: positive weights and increasing activations make an increasing network; a sum of increasing functions with positive weights is
-# increasing, and so is
-# one inside another.) The first kind, the *deep sigmoidal flow*, has one hidden layer of $K$ sigmoids. With $\sigma(u) = 1/(1+e^{-u})$,
+# increasing, and so is one inside another.) The first kind, the *deep sigmoidal flow*, has one hidden layer of $K$ sigmoids. With
+# $\sigma(u) = 1/(1+e^{-u})$,
 #
 # $$y = \operatorname{logit} S(x), \qquad S(x) = \sum_{k=1}^{K} w_k\, \sigma(u_k), \qquad u_k = a_k x + b_k, \qquad a_k > 0,\ w_k > 0,\ \sum_k w_k = 1,$$
 #
@@ -1129,8 +1115,8 @@ def _():
 #
 # `x` is `(B, D)`; `a`, `b`, `w` are `(B, D, K)` and *already* positive and normalised where they must be. Return `y` of shape `(B, D)` and `ldj` of
 # shape `(B,)`, the log-slopes summed over the $D$ coordinates. Far out $S$ rounds to 1 and $\log(1-S)$ to $-\infty$: never form $S$ or $1-S$; note
-# that $1 - S = \sum_k w_k\,\sigma(-u_k)$, and add up in
-# logarithms. In float32 it must stay finite and right from $x = -30$ to $30$. Useful: `F.logsigmoid`, `torch.logsumexp`.
+# that $1 - S = \sum_k w_k\,\sigma(-u_k)$, and add up in logarithms. In float32 it must stay finite and right from $x = -30$ to $30$. Useful:
+# `F.logsigmoid`, `torch.logsumexp`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "dsf"}
 def dsf(x, a, b, w):
@@ -1195,8 +1181,8 @@ def _():
 # Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place
 # with its inflection point (and between two steep places a flat one with another). Move the sigmoids yourself: a digit chooses one, left and right
 # move it, up and down change its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read
-# the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep*
-# places. **Try** to make three humps from two sigmoids:
+# the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep* places. **Try**
+# to make three humps from two sigmoids:
 
 # %% tags=["show"]
 @show
@@ -1213,9 +1199,9 @@ def _():
 #
 # $\mathbf h \in \mathbb R^{d_{\text{in}}}$ comes in, $\mathbf h' \in \mathbb R^{d_{\text{out}}}$ goes out. The rows of
 # $\mathbf u \in \mathbb R^{d_{\text{out}} \times d_{\text{in}}}$ and of $\mathbf w \in \mathbb R^{d_{\text{out}} \times d_{\text{out}}}$ are positive
-# and sum to 1, $\mathbf a \in \mathbb R^{d_{\text{out}}}$ is positive, and only $\mathbf b \in \mathbb R^{d_{\text{out}}}$ is free.
-# (On the slide, $\mathbf a \odot \mathbf u \cdot \mathbf h$ means this: first the product $\mathbf u\mathbf h$, then entry by entry times
-# $\mathbf a$.) The outermost layer has one output.
+# and sum to 1, $\mathbf a \in \mathbb R^{d_{\text{out}}}$ is positive, and only $\mathbf b \in \mathbb R^{d_{\text{out}}}$ is free. (On the slide,
+# $\mathbf a \odot \mathbf u \cdot \mathbf h$ means this: first the product $\mathbf u\mathbf h$, then entry by entry times $\mathbf a$.) The
+# outermost layer has one output.
 #
 # **The slope** of the whole is a product of the layers' Jacobian *matrices*, since between the first and the last there are several numbers. It is
 # enough to carry along, for each $h_i$, its slope $s_i = dh_i/dx$. One layer turns them into
@@ -1228,7 +1214,8 @@ def _():
 #
 # <details><summary>Answer</summary>
 #
-# For widths of 1 only, where matrices are numbers. Else the slopes must be multiplied and summed as a matrix product; the log of a sum is not a sum of logs.
+# For widths of 1 only, where matrices are numbers. Else the slopes must be multiplied and summed as a matrix product; the log of a sum is not a sum
+# of logs.
 #
 # </details>
 #
@@ -1337,9 +1324,8 @@ def _():
 #
 # Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay two to four times as far away, and
 # the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better
-# used on this target. What
-# DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made with it. Starts differ as
-# much as kinds do: one run proves little.
+# used on this target. What DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made
+# with it. Starts differ as much as kinds do: one run proves little.
 #
 # </details>
 #
@@ -1358,8 +1344,7 @@ def _():
 #
 # Write the layer's `forward`. `conditioner` maps `(B, D)` to `(B, D, 3K)`, and is autoregressive along its middle dimension; its last dimension has
 # three blocks of $K$: raw $\mathbf a$, $\mathbf b$, raw $\mathbf w$. An `inverse` is not asked for (it would be bisection, coordinate after
-# coordinate). The check uses this class alone,
-# so if you call your `dsf`, get that right first.
+# coordinate). The check uses this class alone, so if you call your `dsf`, get that right first.
 
 # %% tags=["solution"] nbgrader={"grade_id": "naf"}
 class NAF(nn.Module):
@@ -1453,8 +1438,7 @@ def _():
 # **Why it is true, on a line.** Let $F$ be the CDF of $X$. Put $n$ steps of equal height $1/n$ at the quantiles
 # $c_k = F^{-1}\big(\frac{k - 1/2}{n}\big)$, each very steep. That staircase is never further from $F$ than $\frac{1}{2n}$, plus a little where steps
 # are soft. So $\sup_x |S_n(x) - F(x)| \to 0$. No training needed: below, your `dsf` is given these numbers, with steps about as wide as their
-# distance, for the ridge of
-# five humps. **Predict:** when $n$ doubles, what becomes of the largest difference?
+# distance, for the ridge of five humps. **Predict:** when $n$ doubles, what becomes of the largest difference?
 
 # %% tags=["show"]
 def quantile_steps(quantile, n, softness=0.4):
@@ -1549,9 +1533,8 @@ def _():
 #
 # The lecture's table of test log-likelihoods (NAF paper, table 2) lies in `data/published/density_estimation.csv`. Five data sets with 6 to 63
 # columns; more is better, in nats; bars are two standard deviations. The rows of MADE MoG and of the affine MAFs are quoted there from the MAF paper
-# (Papamakarios et al. 2017, table 1), and agree with it.
-# *MoG* is a mixture of Gaussians as the last conditional density, *TAN* a family that combines learnt linear and autoregressive parts (Oliva et
-# al. 2018), whose own later version reports better numbers than are quoted here.
+# (Papamakarios et al. 2017, table 1), and agree with it. *MoG* is a mixture of Gaussians as the last conditional density, *TAN* a family that
+# combines learnt linear and autoregressive parts (Oliva et al. 2018), whose own later version reports better numbers than are quoted here.
 #
 # **A lost sign.** On the slide the two validation rows of HEPMASS read $15.10$ and $15.34$. Test and validation data are drawn alike, and the test
 # values are $-15.09$ and $-15.32$: a minus sign was lost, and stands in our file again. (On BSDS300, validation is 15 nats *better* than test for
@@ -1591,9 +1574,8 @@ def _():
 #
 # **Our own miniature.** Three small real tables lie in `data/tables/`, the measurements of scikit-learn's iris, wine and breast cancer data without
 # their labels. A few hundred rows are a different world: here it matters who *overfits*. Three models, on three random splits each (60% to train, 20%
-# to
-# choose the step at which to stop, 20% to test): a normal with full covariance, in closed form; two of your MAF layers with the columns turned round
-# between them; and the same with your NAF in the place of the second. Recorded values are rounded, and a flexible density could put spikes on
+# to choose the step at which to stop, 20% to test): a normal with full covariance, in closed form; two of your MAF layers with the columns turned
+# round between them; and the same with your NAF in the place of the second. Recorded values are rounded, and a flexible density could put spikes on
 # them; so to each value is added a uniform number as wide as its column's last digit. Columns are scaled to unit variance, and all log-likelihoods
 # are of the scaled columns.
 #
@@ -1673,9 +1655,9 @@ def _():
 #
 # On iris and wine. With 90 and 108 training rows a full covariance is about all that can be learnt; the flows end within the scatter of the splits,
 # or below the normal. On the third table they are three nats better, since an area is *not* a linear function of a radius: the conditional mean of
-# one column bends with another, which the net
-# of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition is known, the remaining hump is nearly
-# normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and curves win.
+# one column bends with another, which the net of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition
+# is known, the remaining hump is nearly normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and
+# curves win.
 #
 # </details>
 #
