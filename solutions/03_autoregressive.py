@@ -625,7 +625,7 @@ def _():
 # about the same whatever $D$ is. The coupling layer is flat in both.
 #
 # (The reference library's MAF samples quicker. It still goes through the coordinates one after the other, but a hidden unit of degree $m$ is final as
-# soon as $m$ coordinates are known, so it computes each unit once: all $D$ turns together cost about as much as one pass.)
+# soon as $m$ coordinates are known, so it computes each unit once: all $D$ turns together are about as much arithmetic as one pass.)
 #
 # </details>
 #
@@ -713,10 +713,10 @@ def _():
 # <details><summary>Answer</summary>
 #
 # The IAF-style one. A $q$ that fits some of the humps perfectly, with total weight $w$, and never visits the others has
-# $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and no gradient leads on
-# from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style training
-# prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can be held
-# against the other's measure.)
+# $\mathrm{KL}(q\,\|\,p) = -\log w$ (as far as the humps do not overlap): for the largest hump alone $-\log 0.5 = 0.69$ nats, and hardly a gradient
+# leads on from there. In $\mathrm{KL}(p\,\|\,q)$ a forgotten hump costs enormously, since samples of $p$ fall where $q$ is nearly zero; the MAF-style
+# training prefers a bridge too many to a hump too few. (Which humps are found depends on the seed. The table sums over the grid, so each training can
+# be held against the other's measure.)
 #
 # </details>
 #
@@ -876,7 +876,7 @@ def _():
 #   **B**, for all later ones: if $c \le o$.
 #
 # A is strict because in the first layer the input is the image itself; B is not, since what stands there has been made blind to its own pixel
-# already. That is the same pair as $<$ and $\le$ in MADE, and as `exclusive` above.
+# already. That is the same pair as $<$ and $\le$ in MADE (where the strict one comes last) and as `exclusive` above.
 #
 # **Predict:** with one channel, how many of the nine weights of a $3 \times 3$ kernel are open in A, how many in B? And if a stack has one A and ten
 # B layers, does its answer see *all* pixels that come before?
@@ -1029,7 +1029,7 @@ def _():
 # %% [markdown]
 # | conditioner | for | sees of the past | work for $L$ places | passes to sample |
 # |---|---|---|---|---|
-# | **MADE** | vectors `(B, D)` | everything, with a weight of its own for each pair | $O(L^2)$ weights | $D$ |
+# | **MADE** | vectors `(B, D)` | everything, with a weight of its own for each pair | $O(LH)$ weights, $H \ge L - 1$ hidden units | $D$ |
 # | **WaveNet** | sequences `(B, C, L)` | as far as its dilations reach | $O(L)$ | $L$ (channels of one time do not see each other) |
 # | **PixelCNN** | images `(B, C, H, W)` | a cone upwards, but for the blind spot | $O(HW)$ | $CHW$ |
 # | **Transformer** | any of them in raster order | everything, with weights that the data choose | $O(L^2)$ | $L$ |
@@ -1178,11 +1178,12 @@ def _():
     return figure
 
 # %% [markdown]
-# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps there is always a steep place
-# with its inflection point (and between two steep places a flat one with another). Move the sigmoids yourself: a digit chooses one, left and right
-# move it, up and down change its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read
-# the same curve from the other end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep* places. **Try**
-# to make three humps from two sigmoids:
+# Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps lies a steep place with its
+# inflection point, and between two steep places a flat one with another. (That is the usual way, not the only one: all that (1) asks for is that
+# $\tau''/\tau'$ crosses the falling line more than once.) Move the sigmoids yourself: a digit chooses one, left and right move it, up and down change
+# its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read the same curve from the other
+# end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep* places. **Try** to melt the two humps into
+# one again by moving one centre. What became of the inflection points?
 
 # %% tags=["show"]
 @show
@@ -1537,8 +1538,8 @@ def _():
 # combines learnt linear and autoregressive parts (Oliva et al. 2018), whose own later version reports better numbers than are quoted here.
 #
 # **A lost sign.** On the slide the two validation rows of HEPMASS read $15.10$ and $15.34$. Test and validation data are drawn alike, and the test
-# values are $-15.09$ and $-15.32$: a minus sign was lost, and stands in our file again. (On BSDS300, validation is 15 nats *better* than test for
-# every model: there the two sets come from different photographs.)
+# values are $-15.09$ and $-15.32$: a minus sign was lost, and stands in our file again. (On BSDS300, validation stands 15 nats *above* test for both
+# models: those two sets cannot be alike.)
 #
 # **Predict:** on which data set do curves gain most over lines?
 
@@ -1567,8 +1568,8 @@ def _():
 # <details><summary>Answer</summary>
 #
 # On MINIBOONE: 2.9 nats over the better of the two affine MAFs; 0.4, 1.9, 2.6 and 2.0 on the others, from left to right without it. But look at
-# HEPMASS: MADE MoG, a single layer whose conditionals have many humps, is as good as a stack of five DDSF layers. What affine flows lack there is the
-# free form of the conditional, not depth.
+# HEPMASS: MADE MoG, a single layer whose conditionals have many humps, is as good as a stack of five DDSF layers. One layer of free conditionals did
+# there what ten layers of lines did not. (The MAF with mixtures, which has both, stays behind: these are trainings, not proofs.)
 #
 # </details>
 #
@@ -1654,10 +1655,10 @@ def _():
 # <details><summary>Answer</summary>
 #
 # On iris and wine. With 90 and 108 training rows a full covariance is about all that can be learnt; the flows end within the scatter of the splits,
-# or below the normal. On the third table they are three nats better, since an area is *not* a linear function of a radius: the conditional mean of
-# one column bends with another, which the net of either flow sees and a covariance cannot. There, lines and curves come out alike: once the condition
-# is known, the remaining hump is nearly normal. On the big tables of the lecture there are enough data to learn the shapes of conditionals too, and
-# curves win.
+# or below the normal. On the third table they are nearly three nats better, since an area is *not* a linear function of a radius: the conditional
+# mean of one column bends with another, which the net of either flow sees and a covariance cannot. There, lines and curves come out alike: what the
+# conditions leave over seems to be close to a normal hump. On the big tables of the lecture there are enough data to learn the shapes of conditionals
+# too, and curves win.
 #
 # </details>
 #
