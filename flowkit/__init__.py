@@ -28,6 +28,7 @@ _NAMES = {
     "inference": ("reverse_kl", "forward_kl", "elbo", "iwae_log_prob", "FlowPosterior", "sample_at_temperature", "hybrid_loss"),
     "training": ("fit", "kl_gap", "History"),
     "toys": (),
+    "datasets": (),
     "live": (),
     "plotting": (),
     "widgets": (),

@@ -1,0 +1,45 @@
+"""What lies in data/: small real tables, and numbers that papers report. Nothing is downloaded.
+
+data/README.md says where each file comes from and under which licence.
+"""
+import csv
+from pathlib import Path
+
+import torch
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+def _file(folder, name):
+    names = sorted(p.stem for p in (DATA / folder).glob("*.csv"))
+    if not names:
+        raise FileNotFoundError(f"{DATA / folder} holds no CSV files; the data lie in the course's folder, beside flowkit/")
+    if name not in names:
+        raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
+    return DATA / folder / f"{name}.csv"
+
+
+def table(name):
+    """The columns' names and the values (N, D) float64 of a real table: 'breast_cancer', 'iris' or 'wine'; units as in data/README.md.
+
+    Raises ValueError for an unknown name.
+    """
+    with open(_file("tables", name), encoding="utf-8", newline="") as f:
+        header, *rows = csv.reader(f)
+    return header, torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64, device="cpu")
+
+
+def published(name):
+    """The rows of a table that a paper reports, a list of dicts; what is a number there is a float, what is empty is None.
+
+    'density_estimation': mean log-likelihoods in nats of Huang et al. 2018, table 2. Raises ValueError for an unknown name.
+    """
+    with open(_file("published", name), encoding="utf-8", newline="") as f:
+        return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(f)]
+
+
+def _number(text):
+    try:
+        return float(text) if text else None
+    except ValueError:  # a word
+        return text
