@@ -1,5 +1,6 @@
 """Lesson 03, autoregressive flows: references, inputs, cases, misconceptions, hints and pictures of its exercises."""
 import math
+import re
 
 import numpy as np
 import torch
@@ -7,10 +8,11 @@ from torch.nn import functional as F
 
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Misconception
-from autograder.exercises.common import B, both_sizes, deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, loss_inputs, net_inputs, once
+from autograder.exercises.common import B, both_sizes, deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, loss_inputs, net_inputs
 from autograder.exercises.lesson02 import BIJECTION, NO_SUM, returns_exchanged, sized
 from autograder.judge import compared
-from autograder.probes.common import SIZES
+from autograder.probes.common import SIZES, sizes
+from autograder.probes.lesson03 import AFFINE_FORMS
 from flowkit import plotting
 
 ASSIGNMENT = "03_autoregressive"
@@ -48,8 +50,8 @@ def made_words(inputs, name):
 def made_shapes(inputs, outputs, reference):
     for name in MADE_NETS:
         dim, hidden, params = made_net(inputs, name)
-        sizes = [dim, *hidden, params * dim]
-        want, got = [(b, a) for a, b in zip(sizes, sizes[1:])], [tuple(int(n) for n in s) for s in outputs[f"{name}.shapes"]]
+        widths = [dim, *hidden, params * dim]
+        want, got = [(b, a) for a, b in zip(widths, widths[1:])], [tuple(int(n) for n in s) for s in outputs[f"{name}.shapes"]]
         if len(got) != len(want):
             raise Fail(f"There are {len(got)} masks for {len(hidden)} hidden layers; each hidden layer and the output layer has one.", made_words(inputs, name))
         for i, (g, w) in enumerate(zip(got, want), 1):
@@ -92,6 +94,15 @@ def made_open(inputs, outputs, reference):
             if j < i:
                 raise Fail("An output does not see all earlier coordinates, though the layers are wide enough.",
                            f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of dimension {i}, does not depend on x[{j}]")
+
+
+def made_features(inputs, outputs):
+    """What is compared; of what Python says the words alone, since the numbers in it are those of one way to write it."""
+    found = compared(MADE_COMPARED, outputs)
+    return {k: np.asarray(re.sub(r"\d+", "#", str(v))) if v.dtype.kind == "U" and "raised" in str(v) else v for k, v in found.items()}
+
+
+MADE_COMPARED = tuple(f"{n}.{k}" for n in MADE_WIDE for k in ("shapes", "binary", "paths"))
 
 
 def made_picture(inputs, outputs, reference):
@@ -147,10 +158,10 @@ MADE_MASKS = Exercise(
         Misconception("first_strict", "wrong function", "value", "The first mask closes equal degrees (`>`): its units see one coordinate less than their degree says.", made_by(first=torch.gt)),
         Misconception("between_strict", "wrong function", "value", "The masks between hidden layers close equal degrees (`>`): from the second hidden layer on, the units see less than their degree says.", made_by(between=torch.gt)),
         Misconception("comparisons_exchanged", "exchanged", "value", "The two comparisons have changed places: hidden layers close equal degrees, and the output layer opens them.", made_by(first=torch.gt, between=torch.gt, last=torch.ge)),
-        Misconception("degrees_from_zero", "off by one", "value", "The hidden degrees start at 0, while the inputs' start at 1: units of degree 0 see nothing, and no unit sees the last but one coordinate.", made_by(hidden=lambda dim, width: torch.arange(width) % (dim - 1))),
+        Misconception("degrees_from_zero", "missing term", "value", "The hidden degrees start at 0, while the inputs' start at 1: units of degree 0 see nothing, and no unit sees the last but one coordinate.", made_by(hidden=lambda dim, width: torch.arange(width) % (dim - 1))),
         Misconception("inputs_from_zero", "off by one", "value", "The inputs' degrees start at 0, while the hidden ones start at 1 (and the outputs are counted like the inputs): the first coordinate's neighbours are missing.", made_by(inputs=lambda dim: torch.arange(dim))),
         Misconception("degrees_too_few", "off by one", "value", "The hidden degrees stop at D - 2: no unit may see the last but one coordinate, so the last output misses it.", made_by(hidden=lambda dim, width: torch.arange(width) % max(dim - 2, 1) + 1)),
-        Misconception("all_degrees_one", "constant", "value", "All hidden units have the degree 1, so nothing but the first coordinate reaches the outputs.", made_by(hidden=lambda dim, width: torch.ones(width).long())),
+        Misconception("all_degrees_one", "sign", "value", "No hidden unit has a degree above 1 (do the degrees fall, where they should rise?), so nothing but the first coordinate reaches the outputs.", made_by(hidden=lambda dim, width: torch.ones(width).long())),
         Misconception("interleaved", "order", "value", "The outputs are in the order i * out_per_dim + p; the parameters come in blocks, column p * dim + i.", made_by(blocks=lambda degrees, params: degrees.repeat_interleave(params))),
         Misconception("not_repeated", "shape", "value", "The output mask has one row for each dimension; each dimension has `out_per_dim` outputs.", made_by(blocks=lambda degrees, params: degrees)),
         Misconception("transposed", "shape", "value", "The masks are transposed, (in, out); they multiply the weights of `nn.Linear`, which are (out, in).", made_by(end=lambda masks: [m.T for m in masks])),
@@ -162,23 +173,26 @@ MADE_MASKS = Exercise(
         Misconception("all_open", "missing function", "value", "All masks are ones: nothing is masked.", made_by(first=lambda a, b: (a + b) > 0, between=lambda a, b: (a + b) > 0, last=lambda a, b: (a + b) > 0)),
         Misconception("output_open", "missing function", "value", "The output layer is not masked: its mask is all ones.", made_by(last=lambda a, b: (a + b) > 0)),
         Misconception("complement", "sign", "value", "Zeros and ones have changed places: the masks are 1 where a connection must be cut.", made_by(end=lambda masks: [1 - m for m in masks])),
-        Misconception("only_equal", "wrong function", "value", "The hidden masks open equal degrees only (`==`), so each coordinate goes its own way, and reaches some of the outputs only by luck.", made_by(between=torch.eq, last=lambda a, b: a == b + 1)),
+        Misconception("rows_with_rows", "wrong axis", "value", "Degrees are compared entry by entry, a row with a row or a column with a column; a mask compares a column, `[:, None]`, with a row, `[None, :]`.", made_by(first=lambda a, b: a.T >= b)),
+        Misconception("hidden_turned", "exchanged", "value", "In the hidden masks the layer below and the layer above have changed places: they are (in, out), and open where they should be closed.", made_by(first=lambda a, b: (b >= a).T, between=lambda a, b: (b >= a).T)),
+        Misconception("output_turned", "exchanged", "value", "In the output mask the layer below and the outputs have changed places: it is (in, out).", made_by(last=lambda a, b: (a > b).T)),
         Misconception("order_of_layers", "order", "value", "The masks come in reverse order, the output layer's first.", made_by(end=lambda masks: masks[::-1])),
     ),
-    compare=tuple(f"{n}.{k}" for n in MADE_WIDE for k in ("shapes", "binary", "paths")), picture=made_picture,
+    compare=MADE_COMPARED, features=made_features, picture=made_picture,
 )
 
 
 # --- affine_forms ----------------------------------------------------------------------------------------------------
 
-AFFINE_FORMS = ("shift", "gate")
+AFFINE_FAR = -900.0  # exp and sigmoid of it round to 0 in float64
 
 
 def affine_inputs(rng):
     x = 1.5 * rng.standard_normal((B, 3))
     a = rng.standard_normal((B, 3))
     a[-1] = [4.0, -4.0, 2.5]  # gates nearly open and nearly closed
-    inputs = {"x": x, "near": laws.near(x), "mu": 1.5 * rng.standard_normal((B, 3)), "a": a, "line": np.linspace(-4, 4, 81)}
+    far = np.where(rng.random((B, 3)) < 0.5, AFFINE_FAR, a)
+    inputs = {"x": x, "near": laws.near(x), "mu": 1.5 * rng.standard_normal((B, 3)), "a": a, "far": far, "line": np.linspace(-4, 4, 81)}
     return inputs | {f"{k} direction": rng.standard_normal((B, 3)) for k in ("mu", "a")} | loss_inputs(rng, 3)
 
 
@@ -226,21 +240,28 @@ def affine_gate(inputs, outputs, reference):
         raise Fail('The form "gate" never expands, so its `ldj` is negative; yours is not everywhere.')
 
 
+def affine_far(inputs, outputs, reference):
+    for form in AFFINE_FORMS:
+        a = inputs["far"]
+        want = (a if form == "shift" else np.minimum(a, 0) - np.log1p(np.exp(-np.abs(a)))).sum(1)
+        laws.expect("ldj", a, outputs[f"{form} with a = {AFFINE_FAR:g}.ldj"], want, 1e-4, f' in the form "{form}", where some sigma underflow')
+
+
 def affine_trained(inputs, outputs, reference):
     for form in AFFINE_FORMS:
         gradient_arrives(outputs, f"{form} ", "y and ldj", f'mu and a in the form "{form}"')
 
 
 def affine_by(scale=lambda form, a: a.exp() if form == "shift" else torch.sigmoid(a), shift=lambda x, mu, s: mu + s * x,
-              gate=lambda x, mu, s: s * x + (1 - s) * mu, shift_ldj=lambda s, a: s.log(), gate_ldj=lambda s, a: s.log(),
-              total=lambda t: t.sum(-1), end=lambda y, ldj: (y, ldj), form=lambda form: form, params=lambda mu, a: (mu, a)):
+              gate=lambda x, mu, s: s * x + (1 - s) * mu, shift_ldj=lambda s, a: a, gate_ldj=lambda s, a: F.logsigmoid(a),
+              total=lambda t: t.sum(-1), end=lambda y, ldj, form: (y, ldj), form=lambda form: form, params=lambda mu, a: (mu, a)):
     """A function `affine_forms` in its plainest form, in which a mistake changes one part."""
 
     def affine_forms(x, mu, a, name):
         name, (mu, a) = form(name), params(mu, a)
         s = scale(name, a)
         y, log_slope = (shift(x, mu, s), shift_ldj(s, a)) if name == "shift" else (gate(x, mu, s), gate_ldj(s, a))
-        return end(y, total(log_slope))
+        return end(y, total(log_slope), name)
 
     return function(affine_forms)
 
@@ -260,16 +281,17 @@ AFFINE = Exercise(
     cases=(
         Case("shift: y = mu + sigma x", 1, affine_value("shift")),
         Case("gate: y = sigma x + (1 - sigma) mu", 1, affine_value("gate")),
-        Case("ldj = log|det dy/dx| in both forms", 2, affine_ldj),
+        Case("ldj = log|det dy/dx| in both forms", 1.5, affine_ldj),
+        Case("ldj is exact where sigma underflows", 0.5, affine_far),
         Case("the gate never expands", 0.5, affine_gate),
         Case("gradients reach mu and a", 0.5, affine_trained),
     ),
     misconceptions=(
         Misconception("gate_sides", "exchanged", "value", "In the gate sigma stands on the wrong side: it weighs mu, and 1 - sigma weighs x.", affine_by(gate=lambda x, mu, s: s * mu + (1 - s) * x)),
-        Misconception("gate_sides_ldj", "exchanged", "value", "In the gate sigma stands on the wrong side, in `y` and in `ldj`: it weighs mu, and 1 - sigma weighs x.", affine_by(gate=lambda x, mu, s: s * mu + (1 - s) * x, gate_ldj=lambda s, a: (1 - s).log())),
-        Misconception("gate_ldj_other", "wrong function", "ldj", "The gate's `ldj` is the logarithm of 1 - sigma, the weight of mu; x is multiplied by sigma.", affine_by(gate_ldj=lambda s, a: (1 - s).log())),
+        Misconception("gate_sides_ldj", "exchanged", "value", "In the gate sigma stands on the wrong side, in `y` and in `ldj`: it weighs mu, and 1 - sigma weighs x.", affine_by(gate=lambda x, mu, s: s * mu + (1 - s) * x, gate_ldj=lambda s, a: F.logsigmoid(-a))),
+        Misconception("gate_ldj_other", "wrong function", "ldj", "The gate's `ldj` is the logarithm of 1 - sigma, the weight of mu; x is multiplied by sigma.", affine_by(gate_ldj=lambda s, a: F.logsigmoid(-a))),
         Misconception("gate_ldj_a", "missing function", "ldj", "The gate's `ldj` adds up `a` itself, as in the form \"shift\"; there sigma is exp(a), in the gate it is sigmoid(a).", affine_by(gate_ldj=lambda s, a: a)),
-        Misconception("gate_ldj_slope", "wrong function", "ldj", "The gate's `ldj` uses the derivative of the sigmoid; y is differentiated with respect to x, not to a.", affine_by(gate_ldj=lambda s, a: (s * (1 - s)).log())),
+        Misconception("gate_ldj_slope", "wrong function", "ldj", "The gate's `ldj` uses the derivative of the sigmoid; y is differentiated with respect to x, not to a.", affine_by(gate_ldj=lambda s, a: F.logsigmoid(a) + F.logsigmoid(-a))),
         Misconception("shift_ldj_sigma", "missing function", "ldj", "In the form \"shift\" `ldj` adds up sigma itself; it is its logarithm that is asked for.", affine_by(shift_ldj=lambda s, a: s)),
         Misconception("gate_ldj_sigma", "missing function", "ldj", "In the form \"gate\" `ldj` adds up sigma itself; it is its logarithm that is asked for.", affine_by(gate_ldj=lambda s, a: s)),
         Misconception("both_ldj_sigma", "missing function", "ldj", "`ldj` adds up sigma itself in both forms; it is its logarithm that is asked for.", affine_by(shift_ldj=lambda s, a: s, gate_ldj=lambda s, a: s)),
@@ -286,25 +308,33 @@ AFFINE = Exercise(
         Misconception("sigma_on_mu", "exchanged", "value", "In the form \"shift\" sigma multiplies mu instead of x.", affine_by(shift=lambda x, mu, s: x + s * mu)),
         Misconception("no_exp", "missing function", "value", "In the form \"shift\" sigma is `a` itself; it is exp(a), which is never negative.", affine_by(scale=lambda form, a: a if form == "shift" else torch.sigmoid(a), shift_ldj=lambda s, a: s.abs().log())),
         Misconception("no_exp_but_ldj", "missing function", "value", "In the form \"shift\" x is multiplied by `a` itself; sigma is exp(a), as `ldj` has it.", affine_by(scale=lambda form, a: a if form == "shift" else torch.sigmoid(a), shift_ldj=lambda s, a: a)),
-        Misconception("exp_sign", "sign", "value", "In the form \"shift\" sigma is exp(-a): the sign of `a` is turned.", affine_by(scale=lambda form, a: (-a).exp() if form == "shift" else torch.sigmoid(a))),
-        Misconception("gate_exp", "wrong function", "value", "The gate's sigma is exp(a), which may be above 1; a gate is sigmoid(a).", affine_by(scale=lambda form, a: a.exp())),
+        Misconception("exp_sign", "sign", "value", "In the form \"shift\" sigma is exp(-a): the sign of `a` is turned.", affine_by(scale=lambda form, a: (-a).exp() if form == "shift" else torch.sigmoid(a), shift_ldj=lambda s, a: -a)),
+        Misconception("exp_sign_value", "sign", "value", "In the form \"shift\" x is multiplied by exp(-a): the sign of `a` is turned, though not in `ldj`.", affine_by(scale=lambda form, a: (-a).exp() if form == "shift" else torch.sigmoid(a))),
+        Misconception("gate_exp", "wrong function", "value", "The gate's sigma is exp(a), which may be above 1; a gate is sigmoid(a).", affine_by(scale=lambda form, a: a.exp(), gate_ldj=lambda s, a: a)),
+        Misconception("gate_exp_value", "wrong function", "value", "In `y` of the gate sigma is exp(a), which may be above 1; a gate is sigmoid(a).", affine_by(scale=lambda form, a: a.exp())),
         Misconception("gate_tanh", "wrong function", "value", "The gate's sigma is tanh(a), which may be negative; a gate is sigmoid(a).", affine_by(scale=lambda form, a: a.exp() if form == "shift" else a.tanh(), gate_ldj=lambda s, a: s.abs().log())),
+        Misconception("gate_tanh_value", "wrong function", "value", "In `y` of the gate sigma is tanh(a), which may be negative; a gate is sigmoid(a).", affine_by(scale=lambda form, a: a.exp() if form == "shift" else a.tanh())),
         Misconception("gate_no_sigmoid", "missing function", "value", "The gate's sigma is `a` itself; it is sigmoid(a), between 0 and 1.", affine_by(scale=lambda form, a: a.exp() if form == "shift" else a, gate_ldj=lambda s, a: F.logsigmoid(a))),
-        Misconception("shift_sigmoid", "wrong function", "value", "Both forms use sigmoid(a); in the form \"shift\" sigma is exp(a), which may stretch as well.", affine_by(scale=lambda form, a: torch.sigmoid(a))),
+        Misconception("shift_sigmoid", "wrong function", "value", "Both forms use sigmoid(a); in the form \"shift\" sigma is exp(a), which may stretch as well.", affine_by(scale=lambda form, a: torch.sigmoid(a), shift_ldj=lambda s, a: F.logsigmoid(a))),
         Misconception("forms_exchanged", "exchanged", "value", "The two forms have changed places: \"shift\" computes the gate, and \"gate\" the shift.", affine_by(form=lambda form: "gate" if form == "shift" else "shift")),
         Misconception("always_shift", "missing function", "value", "The argument `form` has no effect: the form \"gate\" gives what \"shift\" gives.", affine_by(form=lambda form: "shift")),
         Misconception("always_gate", "missing function", "value", "The argument `form` has no effect: the form \"shift\" gives what \"gate\" gives.", affine_by(form=lambda form: "gate")),
         Misconception("mu_a_exchanged", "exchanged", "value", "mu and `a` have changed places: what should shift scales.", affine_by(params=lambda mu, a: (a, mu))),
+        Misconception("gate_ldj_underflows", "wrong function", "ldj", "The gate's `ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(gate_ldj=lambda s, a: s.log())),
+        Misconception("shift_ldj_underflows", "wrong function", "ldj", "In the form \"shift\" `ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(shift_ldj=lambda s, a: s.log())),
+        Misconception("both_ldj_underflow", "wrong function", "ldj", "`ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(shift_ldj=lambda s, a: s.log(), gate_ldj=lambda s, a: s.log())),
         affine_total("ldj_no_sum", lambda t: t), affine_total("ldj_sign", lambda t: -t.sum(-1)), affine_total("ldj_zero", lambda t: 0 * t.sum(-1)),
         affine_total("ldj_batch_sum", lambda t: t.sum()), affine_total("ldj_batch_sum_kept", lambda t: t.sum(0)), affine_total("ldj_mean", lambda t: t.mean(-1)),
         affine_total("ldj_keepdim", lambda t: t.sum(-1, keepdim=True)), affine_total("ldj_det", lambda t: t.sum(-1).exp()),
         affine_total("ldj_batch_mean", lambda t: t.mean()),
-        Misconception("y_and_ldj_exchanged", "exchanged", "value", "`ldj` is returned first and `y` second; the order is (y, ldj).", affine_by(end=lambda y, ldj: (ldj, y))),
-        Misconception("ldj_detached", "detached", "ldj", "`ldj` is cut off from the computation graph, so training would not feel the log-determinant.", affine_by(end=lambda y, ldj: (y, ldj.detach()))),
-        Misconception("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", affine_by(end=lambda y, ldj: (y.detach(), ldj.detach()))),
-        Misconception("only_y", "missing term", "value", "Only `y` is returned; `ldj` belongs to it: (y, ldj).", affine_by(end=lambda y, ldj: y)),
+        Misconception("shift_returns_exchanged", "exchanged", "value", "In the form \"shift\" `ldj` is returned first and `y` second; the order is (y, ldj).", affine_by(end=lambda y, ldj, form: (ldj, y) if form == "shift" else (y, ldj))),
+        Misconception("gate_returns_exchanged", "exchanged", "value", "In the form \"gate\" `ldj` is returned first and `y` second; the order is (y, ldj).", affine_by(end=lambda y, ldj, form: (ldj, y) if form == "gate" else (y, ldj))),
+        Misconception("y_and_ldj_exchanged", "exchanged", "value", "`ldj` is returned first and `y` second; the order is (y, ldj).", affine_by(end=lambda y, ldj, form: (ldj, y))),
+        Misconception("ldj_detached", "detached", "ldj", "`ldj` is cut off from the computation graph, so training would not feel the log-determinant.", affine_by(end=lambda y, ldj, form: (y, ldj.detach()))),
+        Misconception("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", affine_by(end=lambda y, ldj, form: (y.detach(), ldj.detach()))),
+        Misconception("only_y", "missing term", "value", "Only `y` is returned; `ldj` belongs to it: (y, ldj).", affine_by(end=lambda y, ldj, form: y)),
     ),
-    compare=tuple(f"{form}{k}" for form in AFFINE_FORMS for k in (".y", ".ldj", ".x after", " gradient.along")),
+    compare=tuple(f"{form}{k}" for form in AFFINE_FORMS for k in (".y", ".ldj", ".x after", " gradient.along", f" with a = {AFFINE_FAR:g}.ldj")),
     picture=pictures.against_reference(("shift on a line.y", "gate on a line.y"), "line", ('"shift", mu = 1, a = -1', '"gate", mu = 1, a = -1'), (-4, 4)),
 )
 
@@ -420,7 +450,7 @@ def counted_features(quick, slow):
 
     def features(inputs, outputs):
         found = compared(AFFINE_LAYER, outputs)
-        for prefix in SIZES:
+        for prefix in sizes(inputs):
             D = inputs[prefix + "x"].shape[1]
             for way, most in ((quick, 1), (slow, D + 1)):
                 asked = outputs.arrays.get(f"{prefix}passes.{way}")
@@ -517,10 +547,6 @@ def fill_at_once(self, v):
     return self.unbend(v, alpha, mu), alpha
 
 
-def fill_backwards(self, v):
-    return range(v.shape[1] - 1, -1, -1)
-
-
 def fill_in_place(self, v):
     u = v
     for i in self.turns(v):
@@ -560,10 +586,9 @@ def affine_layer_mistakes(base, quick, slow, u, v):
     log = "sum of alpha" if sign > 0 else "negative sum of alpha"
     return (
         wrong("slow_from_other", "wrong function", slow, f"{slow} feeds {v} to the net, in one pass; alpha and mu are functions of {u}, which has to be filled coordinate by coordinate.", fill=fill_from_other),
-        wrong("slow_at_once", "missing function", slow, f"{slow} asks the net when nothing of {u} is known yet, and never again; each coordinate needs the parameters that the ones before it give.", fill=fill_at_once),
+        wrong("slow_at_once", "missing function", slow, f"{slow} uses what the net says when nothing of {u} is known: it is asked once, or the last coordinate is filled first. Each coordinate needs the ones before it.", fill=fill_at_once),
         wrong("slow_first_skipped", "off by one", slow, f"{slow} starts with the second coordinate: the first one keeps its starting value.", turns=lambda self, v: range(1, v.shape[1])),
         wrong("slow_last_skipped", "off by one", slow, f"{slow} stops one pass too early: the last coordinate keeps its starting value.", turns=lambda self, v: range(v.shape[1] - 1)),
-        wrong("slow_backwards", "order", slow, f"{slow} fills the coordinates from the last to the first; the parameters of a coordinate come from those before it.", turns=fill_backwards),
         wrong("slow_many_passes", "extra term", slow, f"{slow} goes on asking the net when all coordinates are known: D passes suffice.", turns=lambda self, v: [*range(v.shape[1])] * 2),
         wrong("slow_in_place", "in place", "input", f"{slow} writes its result into the tensor {v} that it was given: the caller's tensor is overwritten.", fill=fill_in_place),
         wrong("quick_in_place", "in place", "input", f"{quick} writes its result into the tensor {u} that it was given: the caller's tensor is overwritten.", read=read_in_place),
@@ -585,7 +610,7 @@ def affine_layer_mistakes(base, quick, slow, u, v):
               bend=lambda self, u, alpha, mu: (u + mu) * alpha.exp(), unbend=lambda self, v, alpha, mu: v * (-alpha).exp() - mu),
         wrong("shift_subtracted_first", "order", quick, f"The quick direction is ({u} - mu) * exp(alpha), which mixes the map with its inverse; it should scale first, and add mu last.",
               bend=lambda self, u, alpha, mu: (u - mu) * alpha.exp(), unbend=lambda self, v, alpha, mu: v * (-alpha).exp() + mu),
-        wrong("directions_swapped", "direction", quick, f"The map and its inverse have changed places: {v} is made from {u} by subtracting mu and dividing by the scale. (Some papers write it so.)",
+        wrong("directions_swapped", "direction", quick, f"The map and its inverse have changed places: {v} is made from {u} by subtracting mu and dividing by the scale, as some papers write it.",
               bend=lambda self, u, alpha, mu: (u - mu) * (-alpha).exp(), unbend=lambda self, v, alpha, mu: v * alpha.exp() + mu, ldj=lambda self, alpha: -sign * alpha.sum(-1)),
         wrong("alpha_negated", "sign", quick, f"alpha has the opposite sign throughout: where it is large, {u} is shrunk instead of stretched.",
               bend=lambda self, u, alpha, mu: u * (-alpha).exp() + mu, unbend=lambda self, v, alpha, mu: (v - mu) * alpha.exp(), ldj=lambda self, alpha: -sign * alpha.sum(-1)),
@@ -646,13 +671,8 @@ def jacobians(inputs, outputs, reference):
     return figure
 
 
-def light_layer(inputs):
-    """For slips: D = 2 alone, which knows a first and a last coordinate."""
-    return {k: v for k, v in inputs.items() if not k.startswith("D=6 ")}
-
-
 MAF = Exercise(
-    id="maf", title="The masked autoregressive flow", minutes=20, difficulty=3,
+    id="maf", title="The masked autoregressive flow", minutes=20, difficulty=2,
     hints=(
         "`forward` has all of x, so it asks the net once: `self.net(x).chunk(2, dim=-1)`. `inverse` has z alone: it starts with any x, say zeros, and learns one more coordinate of x with every pass.",
         "In pass i of `inverse`, ask the net about what is known of x; its parameters for coordinate i need the coordinates before i only, so x_i = (z_i - mu_i) exp(-alpha_i) is right from then on. The Jacobian is triangular: what is its diagonal?",
@@ -673,12 +693,12 @@ MAF = Exercise(
         *affine_layer_mistakes(PlainMAF, "forward", "inverse", "x", "z"),
         deviating(PlainMAF)("ldj_detached", "detached", "ldj", "`ldj` is cut off from the computation graph, so training would not feel the log-determinant.", ldj=lambda self, alpha: alpha.detach().sum(-1)),
     ),
-    compare=AFFINE_LAYER, features=counted_features("forward", "inverse"), light=light_layer,
+    compare=AFFINE_LAYER, features=counted_features("forward", "inverse"),
     faults=lambda i, o: laws.ldj_faults(i, o, SIZES), picture=jacobians,
 )
 
 IAF = Exercise(
-    id="iaf", title="The inverse autoregressive flow", minutes=15, difficulty=3,
+    id="iaf", title="The inverse autoregressive flow", minutes=15, difficulty=2,
     hints=(
         "It is the MAF turned round. Sampling, `inverse`, has all of z and asks the net once. The density, `forward`, has x alone and has to find z one coordinate a pass.",
         "`forward` here does what `inverse` did in the MAF, with the letters exchanged: z_i = (x_i - mu_i) exp(-alpha_i). The log-determinant is asked for dz/dx, while exp(alpha) is the slope dx/dz: which sign follows?",
@@ -700,15 +720,15 @@ IAF = Exercise(
         deviating(PlainIAF)("ldj_at_start", "wrong function", "ldj", "`ldj` is made of the net's first answer, when z was not known yet; alpha is needed at the z that was found.", forward=ldj_at_start),
         deviating(PlainIAF)("ldj_at_x", "wrong function", "ldj", "`ldj` is made of net(x); alpha is a function of z.", forward=ldj_at_x),
     ),
-    compare=AFFINE_LAYER, features=counted_features("inverse", "forward"), light=light_layer,
+    compare=AFFINE_LAYER, features=counted_features("inverse", "forward"),
     faults=lambda i, o: laws.ldj_faults(i, o, SIZES), picture=pictures.warp_and_density("D=2 "),
 )
 
 
 # --- naf -------------------------------------------------------------------------------------------------------------
 
-NAF_K, NAF_LEARNT = 4, 6        # sigmoids of each coordinate: in the laws, and in the training
-NAF_STEPS, NAF_RATE = 90, 0.12
+NAF_K, NAF_LEARNT = 4, 5        # sigmoids of each coordinate: in the laws, and in the training
+NAF_STEPS, NAF_RATE = 60, 0.2
 NAF_GRID = 1.5 * np.arange(-2, 3)       # the grid of Gaussians: five places each way, standard deviation 0.2
 NAF_DEVIATION = 0.2
 NAF_BOX, NAF_CELLS = 4.0, 48
@@ -723,9 +743,9 @@ def naf_grid_points(rng, n):
 
 def naf_training(rng):
     """All that the training needs. Names end in "grid", so the bank of wrong answers, which compares laws alone, is spared it."""
-    test, places = naf_grid_points(rng, 400), np.linspace(-3.5, 3.5, NAF_LEARNT)
-    own = np.tile(np.concatenate([np.full(NAF_LEARNT, math.log(math.expm1(1.0))), -places, np.zeros(NAF_LEARNT)]), (2, 1))
-    inputs = {"points": naf_grid_points(rng, 200), "test": test, "test near": laws.near(test), "own": own, "inner": rng.standard_normal(8),
+    test, places = naf_grid_points(rng, 400), np.linspace(-3, 3, NAF_LEARNT)
+    own = np.tile(np.concatenate([np.full(NAF_LEARNT, math.log(math.expm1(2.0))), -2 * places, np.zeros(NAF_LEARNT)]), (2, 1))
+    inputs = {"points": naf_grid_points(rng, 150), "test": test, "test near": laws.near(test), "own": own, "inner": rng.standard_normal(8),
               "outer": 0.05 * rng.standard_normal((8, 3 * NAF_LEARNT)), "lr": np.array(NAF_RATE), "steps": np.array(NAF_STEPS),
               "cells": plotting.grid_points((-NAF_BOX, NAF_BOX) * 2, NAF_CELLS).astype(float)}
     return {f"{k} grid": v for k, v in inputs.items()}
@@ -920,7 +940,7 @@ def light_naf(inputs):
 
 
 NAF = Exercise(
-    id="naf", title="The neural autoregressive flow", minutes=20, difficulty=4,
+    id="naf", title="The neural autoregressive flow", minutes=15, difficulty=3,
     hints=(
         "`self.conditioner(x)` is (B, D, 3K): `chunk(3, dim=-1)` gives raw a, b and w, each (B, D, K). Make them what `dsf` asks for: a positive, the weights of each coordinate positive with sum one.",
         "`F.softplus` for a, `softmax(-1)` for w, nothing for b; then `dsf(x, a, b, w)` does all the rest. Whether the map is triangular is the conditioner's business: what coordinate i is given comes from those before it.",

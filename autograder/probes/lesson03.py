@@ -15,6 +15,7 @@ from autograder.probes.record import Complaint, Record, Stop, bijection, describ
 # =====================================================================================================================
 
 MADE_LAYERS = 20  # masks in one answer: far above anything that is asked for
+AFFINE_FORMS = ("shift", "gate")
 
 
 def made_masks(objects, inputs):
@@ -93,7 +94,7 @@ def affine_forms(objects, inputs):
         record.one(step, lambda: torch.stack([loss(*m).detach() for m in moved]), "nudged")
 
     with quiet_world():
-        for form in ("shift", "gate"):
+        for form in AFFINE_FORMS:
             with contextlib.suppress(Stop):
                 sent = tensor(x)
                 record.many(form, lambda form=form, sent=sent: f(sent, tensor(mu), tensor(a), form), "y", "ldj")
@@ -101,6 +102,8 @@ def affine_forms(objects, inputs):
             with contextlib.suppress(Stop):
                 each = len(inputs["near"]) // len(x)
                 call(f"{form} nearby", form, inputs["near"], *(np.repeat(p, each, 0) for p in (mu, a)))
+            with contextlib.suppress(Stop):
+                call(f"{form} with a = {inputs['far'].min():g}", form, x, mu, inputs["far"])
             with contextlib.suppress(Stop):
                 if "nudges" in inputs:
                     gradient(form)
@@ -218,17 +221,17 @@ def naf(objects, inputs):
         layer = record.run(step, lambda: NAF(conditioner))
         x, optimiser = tensor(mine["points"]), torch.optim.Adam(weights_, lr=float(mine["lr"]))
 
-        def once():
-            optimiser.zero_grad()
-            (z, _), (ldj, _) = unpack("forward", layer.forward(x.clone()), "z", "ldj")
-            loss = (0.5 * z.square().sum(-1) - ldj).mean()
-            if not loss.requires_grad:
-                raise Complaint("forward is cut off from the computation graph: nothing can be trained through it")
-            loss.backward()
-            optimiser.step()
+        def train():
+            for _ in range(int(mine["steps"])):
+                optimiser.zero_grad()
+                (z, _), (ldj, _) = unpack("forward", layer.forward(x.clone()), "z", "ldj")
+                loss = (0.5 * z.square().sum(-1) - ldj).mean()
+                if not loss.requires_grad:
+                    raise Complaint("forward is cut off from the computation graph: nothing can be trained through it")
+                loss.backward()
+                optimiser.step()
 
-        for _ in range(int(mine["steps"])):
-            record.run(step, once)
+        record.run(step, train)
         for name in ("test", "test near", "cells"):
             with torch.no_grad():
                 forward(f"{step} {name}", layer, tensor(mine[name]))

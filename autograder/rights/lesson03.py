@@ -27,6 +27,19 @@ def masks_in_turn(dim, hidden, out_per_dim):
     return masks
 
 
+def masks_in_pairs(dim, hidden, out_per_dim):
+    """All degrees in a list first, and the masks of neighbours."""
+    degrees = [torch.arange(1, dim + 1)]
+    for width in hidden:
+        degrees.append(1 + torch.arange(width) % (dim - 1))
+    masks = []
+    for below, above in zip(degrees[:-1], degrees[1:]):
+        masks.append((below[None, :] <= above[:, None]).double())
+    outputs = torch.cat([degrees[0]] * out_per_dim)
+    masks.append((degrees[-1][None, :] < outputs[:, None]).double())
+    return masks
+
+
 def masks_of_differences(dim, hidden, out_per_dim):
     """All degrees in a list first; a list is joined from three; a comparison written as a difference."""
     m = [torch.arange(dim)] + [torch.arange(h) % (dim - 1) for h in hidden] + [torch.cat([torch.arange(dim)] * out_per_dim) - 1]
@@ -86,10 +99,12 @@ def two_forms(x, mu, a, form):
     if form == "shift":
         sigma = torch.exp(a)
         y = mu + sigma * x
+        ldj = a.sum(-1)
     else:
         sigma = torch.sigmoid(a)
         y = sigma * x + (1 - sigma) * mu
-    return y, torch.log(sigma).sum(-1)
+        ldj = F.logsigmoid(a).sum(-1)
+    return y, ldj
 
 
 def forms_in_logs(x, mu, a, form):
@@ -113,18 +128,15 @@ def forms_by_weights(x, mu, a, form):
 def forms_by_lerp(x, mu, a, form):
     """torch.lerp for the gate; einsum for the sum; a list for the result."""
     if form == "gate":
-        return [torch.lerp(mu, x, torch.sigmoid(a)), torch.einsum("bd->b", -torch.log1p(torch.exp(-a)))]
+        return [torch.lerp(mu, x, torch.sigmoid(a)), torch.einsum("bd->b", -torch.logaddexp(torch.zeros_like(a), -a))]
     return [torch.exp(a).mul(x).add(mu), torch.einsum("bd->b", a)]
 
 
-def forms_by_autograd(x, mu, a, form):
-    """The log-slopes by automatic differentiation of y."""
-    with torch.enable_grad():
-        x = x.clone().requires_grad_()
-        sigma = torch.exp(a) if form == "shift" else 1 / (1 + torch.exp(-a))
-        y = mu + sigma * x if form == "shift" else sigma * x + mu - sigma * mu
-        (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-    return y, slope.log().sum(-1)
+def forms_in_one(x, mu, a, form):
+    """Both forms at once, one of them chosen in the end; the gate's logarithm where it cannot overflow."""
+    gate = a.clamp(max=0) - torch.log1p(torch.exp(-a.abs()))
+    ys = {"shift": x * a.exp() + mu, "gate": x / (1 + torch.exp(-a)) + mu / (1 + torch.exp(a))}
+    return ys[form], torch.sum({"shift": a, "gate": gate}[form], dim=1)
 
 
 def forms_in_single(x, mu, a, form):
@@ -481,8 +493,8 @@ class SingleNAF(WithDSF):
 
 
 RIGHT = {
-    "made_masks": [(f,) for f in (masks_in_turn, masks_of_differences, masks_by_loops, boolean_masks, masks_from_triangles, masks_from_numpy)],
-    "affine_forms": [(f,) for f in (two_forms, forms_in_logs, forms_by_weights, forms_by_lerp, forms_by_autograd, forms_in_single)],
+    "made_masks": [(f,) for f in (masks_in_turn, masks_in_pairs, masks_of_differences, masks_by_loops, boolean_masks, masks_from_triangles, masks_from_numpy)],
+    "affine_forms": [(f,) for f in (two_forms, forms_in_logs, forms_by_weights, forms_by_lerp, forms_in_one, forms_in_single)],
     "maf": [(c,) for c in (PassByPass, AllColumns, Joined, Standardised, Recursive, SingleMAF)],
     "iaf": [(c,) for c in (Sequential, Iterated, Columns, TurnedRound, RunningSum, SingleIAF)],
     "naf": [(c,) for c in (LogitOfMixture, WithDSF, Split, PerDimension, BySlope, SingleNAF)],
