@@ -96,10 +96,19 @@ def made_open(inputs, outputs, reference):
                            f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of dimension {i}, does not depend on x[{j}]")
 
 
+def alike_in_words(found):
+    """Arrays as they are; of exceptions the words alone, since the numbers in them are those of one way to write it."""
+    return {k: np.asarray(shape_words(str(v))) if v.dtype.kind == "U" and "raised" in str(v) else v for k, v in found.items()}
+
+
+def shape_words(text):
+    """What torch says of shapes that do not fit; which of two sizes comes first does not matter, nor do those of pieces that are joined."""
+    words = re.sub(r"\d+", "#", text)
+    return f"{words} {sorted(re.findall(r'[0-9]+', text))}" if "non-singleton" in text else words
+
+
 def made_features(inputs, outputs):
-    """What is compared; of what Python says the words alone, since the numbers in it are those of one way to write it."""
-    found = compared(MADE_COMPARED, outputs)
-    return {k: np.asarray(re.sub(r"\d+", "#", str(v))) if v.dtype.kind == "U" and "raised" in str(v) else v for k, v in found.items()}
+    return alike_in_words({k: np.asarray(re.sub(r"\d+", "#", str(v))) if "non-singleton" in str(v) else v for k, v in compared(MADE_COMPARED, outputs).items()})
 
 
 MADE_COMPARED = tuple(f"{n}.{k}" for n in MADE_WIDE for k in ("shapes", "binary", "paths"))
@@ -449,7 +458,7 @@ def counted_features(quick, slow):
     """What is compared, and the numbers of passes in words: those of the slow direction only where the way there and back is right."""
 
     def features(inputs, outputs):
-        found = compared(AFFINE_LAYER, outputs)
+        found = alike_in_words(compared(AFFINE_LAYER, outputs))
         for prefix in sizes(inputs):
             D = inputs[prefix + "x"].shape[1]
             for way, most in ((quick, 1), (slow, D + 1)):
@@ -555,6 +564,31 @@ def fill_in_place(self, v):
     return u, alpha
 
 
+def fill_rows(self, v):
+    u = self.start(v)
+    for i in self.turns(v):
+        alpha, mu = self.params(u)
+        u_i = (v[i, :] - mu[:, i]) * (-alpha[:, i]).exp()
+        u = torch.cat([u[:, :i], u_i[:, None], u[:, i + 1:]], -1)
+    return u, alpha
+
+
+def fill_pieces(self, v):
+    u = self.start(v)
+    for i in self.turns(v):
+        alpha, mu = self.params(u)
+        u = torch.cat([u[:i, :], self.unbend(v, alpha, mu)[:, i:i + 1], u[:, i + 1:]], -1)
+    return u, alpha
+
+
+def fill_overlapping(self, v):
+    u = self.start(v)
+    for i in self.turns(v):
+        alpha, mu = self.params(u)
+        u = torch.cat([u[:, :i], self.unbend(v, alpha, mu)[:, i:i + 1], u[:, i:]], -1)
+    return u, alpha
+
+
 def read_in_place(self, u):
     alpha, mu = self.params(u)
     u.copy_(self.bend(u, alpha, mu))
@@ -590,6 +624,9 @@ def affine_layer_mistakes(base, quick, slow, u, v):
         wrong("slow_first_skipped", "off by one", slow, f"{slow} starts with the second coordinate: the first one keeps its starting value.", turns=lambda self, v: range(1, v.shape[1])),
         wrong("slow_last_skipped", "off by one", slow, f"{slow} stops one pass too early: the last coordinate keeps its starting value.", turns=lambda self, v: range(v.shape[1] - 1)),
         wrong("slow_many_passes", "extra term", slow, f"{slow} goes on asking the net when all coordinates are known: D passes suffice.", turns=lambda self, v: [*range(v.shape[1])] * 2),
+        wrong("slow_rows", "wrong axis", slow, f"{slow} takes rows of {v}, mu or alpha for columns: the batch comes first, so coordinate i of all points is column i.", fill=fill_rows),
+        wrong("slow_pieces", "wrong axis", slow, f"The pieces that {slow} joins do not fit: one is cut out along the batch, stands as a row, or all are joined along the wrong dimension. Each should have B rows.", fill=fill_pieces),
+        wrong("slow_pieces_overlap", "missing term", slow, f"{slow} puts the old coordinate back behind the one that was just found: with every pass {u} gets a column too many.", fill=fill_overlapping),
         wrong("slow_in_place", "in place", "input", f"{slow} writes its result into the tensor {v} that it was given: the caller's tensor is overwritten.", fill=fill_in_place),
         wrong("quick_in_place", "in place", "input", f"{quick} writes its result into the tensor {u} that it was given: the caller's tensor is overwritten.", read=read_in_place),
         wrong("quick_many_passes", "extra term", quick, f"{quick} asks the net for every coordinate anew; all of {u} is known, so one pass gives all parameters.", read=read_slowly),
@@ -633,7 +670,8 @@ def affine_layer_mistakes(base, quick, slow, u, v):
         wrong("ldj_wrong_axis", "wrong axis", "ldj", "`ldj` is summed over the batch instead of over the dimensions.", ldj=lambda self, alpha: sign * alpha.sum(0)),
         wrong("ldj_mean", "reduction", "ldj", "`ldj` is a mean over the dimensions; the logarithm of a product is a sum.", ldj=lambda self, alpha: sign * alpha.mean(-1)),
         wrong("ldj_exp", "wrong function", "ldj", f"`ldj` adds up the scales exp(alpha); it is their logarithms that add up, the {log}.", ldj=lambda self, alpha: sign * alpha.exp().sum(-1)),
-        wrong("ldj_last", "reduction", "ldj", "`ldj` holds the log-slope of the last coordinate only; those of all coordinates are added up.", ldj=lambda self, alpha: sign * alpha[:, -1]),
+        wrong("ldj_number", "missing term", "ldj", "`ldj` is the number 0 that a sum starts from: nothing is added to it.", ldj=lambda self, alpha: 0),
+        wrong("ldj_last", "missing term", "ldj", "`ldj` holds the log-slope of the last coordinate only; those of the others are missing.", ldj=lambda self, alpha: sign * alpha[:, -1]),
         *ldj_mistakes(base, "ldj_sign", "ldj_zero", "ldj_det", "ldj_keepdim", "ldj_batch_sum", "ldj_times_batch"),
         returns_exchanged(base),
     )
@@ -642,6 +680,15 @@ def affine_layer_mistakes(base, quick, slow, u, v):
 def ldj_at_start(self, x):
     z, _ = self.fill(x)
     return z, self.ldj(self.params(self.start(x))[0])
+
+
+def ldj_of_rows(self, x):
+    z, ldj = self.start(x), 0
+    for i in self.turns(x):
+        alpha, mu = self.params(z)
+        z = torch.cat([z[:, :i], self.unbend(x, alpha, mu)[:, i:i + 1], z[:, i + 1:]], -1)
+        ldj = ldj - alpha[i, :]
+    return z, ldj
 
 
 def ldj_at_x(self, x):
@@ -718,6 +765,7 @@ IAF = Exercise(
     misconceptions=(
         *affine_layer_mistakes(PlainIAF, "inverse", "forward", "z", "x"),
         deviating(PlainIAF)("ldj_at_start", "wrong function", "ldj", "`ldj` is made of the net's first answer, when z was not known yet; alpha is needed at the z that was found.", forward=ldj_at_start),
+        deviating(PlainIAF)("ldj_rows", "wrong axis", "ldj", "`ldj` adds up rows of alpha instead of columns: it has a number for each coordinate, where each point needs one.", forward=ldj_of_rows),
         deviating(PlainIAF)("ldj_at_x", "wrong function", "ldj", "`ldj` is made of net(x); alpha is a function of z.", forward=ldj_at_x),
     ),
     compare=AFFINE_LAYER, features=counted_features("inverse", "forward"),

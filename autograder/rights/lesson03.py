@@ -167,6 +167,26 @@ class PassByPass(nn.Module):
         return x
 
 
+class Spliced(nn.Module):
+    """A new tensor in every pass, from what stands left and right of the column."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        alpha, mu = self.net(x).chunk(2, 1)
+        return mu + alpha.exp() * x, torch.sum(alpha, -1)
+
+    def inverse(self, z):
+        x = z
+        for i in range(z.shape[1]):
+            alpha, mu = self.net(x).chunk(2, 1)
+            new = (z[:, i] - mu[:, i]) / torch.exp(alpha[:, i])
+            x = torch.cat((x[:, :i], new[:, None], x[:, i + 1:]), 1)
+        return x
+
+
 class AllColumns(nn.Module):
     """Every pass computes all the columns, of which one more is right; exp(alpha) divides."""
 
@@ -296,6 +316,27 @@ class Sequential(nn.Module):
     def inverse(self, z):
         alpha, mu = self.net(z).chunk(2, dim=-1)
         return z * torch.exp(alpha) + mu
+
+
+class SplicedIAF(nn.Module):
+    """A new tensor in every pass, from what stands left and right of the column; ldj is added up on the way."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        z, ldj = x, torch.zeros(len(x), dtype=x.dtype)
+        for i in range(x.shape[1]):
+            alpha, mu = self.net(z).chunk(2, 1)
+            new = (x[:, i] - mu[:, i]) / torch.exp(alpha[:, i])
+            z = torch.cat((z[:, :i], new[:, None], z[:, i + 1:]), 1)
+            ldj = ldj - alpha[:, i]
+        return z, ldj
+
+    def inverse(self, z):
+        alpha, mu = self.net(z).chunk(2, 1)
+        return mu + alpha.exp() * z
 
 
 class Iterated(nn.Module):
@@ -495,8 +536,8 @@ class SingleNAF(WithDSF):
 RIGHT = {
     "made_masks": [(f,) for f in (masks_in_turn, masks_in_pairs, masks_of_differences, masks_by_loops, boolean_masks, masks_from_triangles, masks_from_numpy)],
     "affine_forms": [(f,) for f in (two_forms, forms_in_logs, forms_by_weights, forms_by_lerp, forms_in_one, forms_in_single)],
-    "maf": [(c,) for c in (PassByPass, AllColumns, Joined, Standardised, Recursive, SingleMAF)],
-    "iaf": [(c,) for c in (Sequential, Iterated, Columns, TurnedRound, RunningSum, SingleIAF)],
+    "maf": [(c,) for c in (PassByPass, Spliced, AllColumns, Joined, Standardised, Recursive, SingleMAF)],
+    "iaf": [(c,) for c in (Sequential, SplicedIAF, Iterated, Columns, TurnedRound, RunningSum, SingleIAF)],
     "naf": [(c,) for c in (LogitOfMixture, WithDSF, Split, PerDimension, BySlope, SingleNAF)],
 }
 CONFIRMED = {}
