@@ -785,16 +785,16 @@ NAF_AFFINE = math.log(2 * math.pi * math.e * (NAF_GRID.var() + NAF_DEVIATION**2)
 NAF_BETTER = 0.3        # nats, by which it is to be beaten; the entropy of the target is 2.84
 
 
-def naf_grid_points(rng, n):
-    return rng.choice(NAF_GRID, (n, 2)) + NAF_DEVIATION * rng.standard_normal((n, 2))
+def naf_grid_points(rng, *shape):
+    return rng.choice(NAF_GRID, (*shape, 2)) + NAF_DEVIATION * rng.standard_normal((*shape, 2))
 
 
 def naf_training(rng):
-    """All that the training needs. Names end in "grid", so the bank of wrong answers, which compares laws alone, is spared it."""
+    """All that the training needs. Names end in "grid", so the bank of wrong answers, which compares laws alone, is spared it, and random answers train for a few batches only."""
     test, places = naf_grid_points(rng, 400), np.linspace(-3, 3, NAF_LEARNT)
     own = np.tile(np.concatenate([np.full(NAF_LEARNT, math.log(math.expm1(2.0))), -2 * places, np.zeros(NAF_LEARNT)]), (2, 1))
-    inputs = {"points": naf_grid_points(rng, 150), "test": test, "test near": laws.near(test), "own": own, "inner": rng.standard_normal(8),
-              "outer": 0.05 * rng.standard_normal((8, 3 * NAF_LEARNT)), "lr": np.array(NAF_RATE), "steps": np.array(NAF_STEPS),
+    inputs = {"batches": naf_grid_points(rng, NAF_STEPS, 150), "test": test, "test near": laws.near(test), "own": own, "inner": rng.standard_normal(8),
+              "outer": 0.05 * rng.standard_normal((8, 3 * NAF_LEARNT)), 
               "cells": plotting.grid_points((-NAF_BOX, NAF_BOX) * 2, NAF_CELLS).astype(float)}
     return {f"{k} grid": v for k, v in inputs.items()}
 
@@ -804,7 +804,7 @@ def naf_inputs(rng):
     for prefix in SIZES:
         dim = int(prefix[2])
         inputs |= layer_inputs(rng, dim, prefix) | loss_inputs(rng, dim, prefix) | masked_net_inputs(rng, dim, 3 * NAF_K, prefix)
-    return inputs | naf_training(rng)
+    return inputs | naf_training(rng) | {"rate": np.array(NAF_RATE)}
 
 
 def naf_shapes(inputs, outputs, prefix):
@@ -846,7 +846,7 @@ def naf_trains(inputs, outputs, reference):
     reached, limit = naf_cross_entropy(inputs, outputs), NAF_AFFINE - NAF_BETTER
     if not reached < limit:
         how = f"it is at {reached:.2f} nats" if np.isfinite(reached) else "it squeezed space flat"
-        raise Fail(f"After {NAF_STEPS} steps on the grid of Gaussians {how}; the best affine layer reaches {NAF_AFFINE:.2f}, under {limit:.2f} is asked for.")
+        raise Fail(f"After {NAF_STEPS} batches of the grid of Gaussians {how}; the best affine layer reaches {NAF_AFFINE:.2f}, under {limit:.2f} is asked for.")
 
 
 def naf_picture(inputs, outputs, reference):
@@ -933,6 +933,10 @@ def naf_shifted(self, x):
     return PlainNAF.params(self, x)[0].roll(-1, 1), *PlainNAF.params(self, x)[1:]
 
 
+def naf_slope_in_logs(self, u, w, a):
+    return torch.logsumexp(w.log() + a.log() + F.logsigmoid(u) + F.logsigmoid(-u), -1)
+
+
 naf_wrong = deviating(PlainNAF)
 NAF_MISTAKES = (
     naf_wrong("no_logit", "missing function", "forward", "`z` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, in `z` and in `ldj`.", logit=lambda self, below, above: below, logit_slope=lambda self, below, above: 0 * below),
@@ -944,23 +948,25 @@ NAF_MISTAKES = (
     naf_wrong("ldj_no_weights", "missing term", "ldj", "In `ldj` the weights w of the mixture are missing.", mixture_slope=lambda self, u, w, a: (a * torch.sigmoid(u) * torch.sigmoid(-u)).sum(-1).log()),
     naf_wrong("ldj_jensen", "order", "ldj", "In `ldj` the logarithms of the components' slopes are averaged; the slopes must be averaged first, and then their logarithm taken.", mixture_slope=lambda self, u, w, a: (w * (a * torch.sigmoid(u) * torch.sigmoid(-u)).log()).sum(-1)),
     naf_wrong("ldj_sigmoid_slope", "wrong function", "ldj", "In `ldj` the derivative of the sigmoid is taken for the sigmoid itself; it is sigmoid(u) (1 - sigmoid(u)).", mixture_slope=lambda self, u, w, a: (w * a * torch.sigmoid(u)).sum(-1).log()),
-    naf_wrong("no_softplus", "missing function", "parameters", "The slopes a are used raw: without the softplus some are negative, and the map does not rise everywhere.", slopes=lambda self, a: a),
-    naf_wrong("exp_for_softplus", "wrong function", "parameters", "The slopes a are exp of the raw numbers; the softplus is asked for.", slopes=lambda self, a: a.exp()),
-    naf_wrong("sigmoid_for_softplus", "wrong function", "parameters", "The slopes a are a sigmoid of the raw numbers, so none is above 1; the softplus is asked for.", slopes=lambda self, a: a.sigmoid()),
-    naf_wrong("relu_for_softplus", "wrong function", "parameters", "The slopes a are cut off at 0 instead of passing a softplus: where all are 0 the map is flat, and has no inverse.", slopes=lambda self, a: a.relu()),
-    naf_wrong("softmax_for_slopes", "wrong function", "parameters", "The slopes a are put through a softmax; that is for the weights, slopes take a softplus.", slopes=lambda self, a: a.softmax(-1)),
-    naf_wrong("no_softmax", "missing function", "parameters", "The weights w are used raw: the softmax that makes them positive and adds them up to one is missing.", weights=lambda self, w: w),
-    naf_wrong("softmax_dimensions", "wrong axis", "parameters", "The softmax of w runs over the dimensions of x; the weights of one coordinate's K components must add up to one.", weights=lambda self, w: w.softmax(1)),
-    naf_wrong("softmax_batch", "wrong axis", "parameters", "The softmax of w runs over the batch, so the rows influence each other; it belongs to the K components, the last dimension.", weights=lambda self, w: w.softmax(0)),
-    naf_wrong("log_softmax", "wrong function", "parameters", "The weights are a log_softmax, that is their logarithms; what is mixed here is weighted with w itself.", weights=lambda self, w: w.log_softmax(-1)),
-    naf_wrong("softplus_weights", "wrong function", "parameters", "The weights w pass a softplus: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: F.softplus(w)),
-    naf_wrong("sigmoid_weights", "wrong function", "parameters", "The weights w pass a sigmoid: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: w.sigmoid()),
-    naf_wrong("equal_weights", "missing term", "parameters", "The weights w are not used: all components count alike.", weights=lambda self, w: torch.ones_like(w) / w.shape[-1]),
-    naf_wrong("blocks_b_a_w", "exchanged", "parameters", "a and b are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(1, 0, 2)),
-    naf_wrong("blocks_a_w_b", "exchanged", "parameters", "b and w are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(0, 2, 1)),
-    naf_wrong("blocks_w_b_a", "exchanged", "parameters", "a and w are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(2, 1, 0)),
-    naf_wrong("blocks_w_a_b", "order", "parameters", "The conditioner's output is taken as w, a, b; the blocks are a, b, w.", params=naf_permuted(1, 2, 0)),
-    naf_wrong("interleaved", "order", "parameters", "The parameters are taken from the conditioner's output in turns, a, b, w for each component; they come in blocks of K.", params=naf_interleaved),
+    naf_wrong("no_softplus", "missing function", "forward", "The slopes a are used raw: without the softplus some are negative, and the map does not rise everywhere.", slopes=lambda self, a: a),
+    naf_wrong("no_softplus_logs", "missing function", "forward", "The slopes a are used raw: without the softplus some are negative, and have no logarithm.", slopes=lambda self, a: a, mixture_slope=naf_slope_in_logs),
+    naf_wrong("exp_for_softplus", "wrong function", "forward", "The slopes a are exp of the raw numbers; the softplus is asked for.", slopes=lambda self, a: a.exp()),
+    naf_wrong("sigmoid_for_softplus", "wrong function", "forward", "The slopes a are a sigmoid of the raw numbers, so none is above 1; the softplus is asked for.", slopes=lambda self, a: a.sigmoid()),
+    naf_wrong("relu_for_softplus", "wrong function", "forward", "The slopes a are cut off at 0 instead of passing a softplus: where all are 0 the map is flat, and has no inverse.", slopes=lambda self, a: a.relu()),
+    naf_wrong("softmax_for_slopes", "wrong function", "forward", "The slopes a are put through a softmax; that is for the weights, slopes take a softplus.", slopes=lambda self, a: a.softmax(-1)),
+    naf_wrong("no_softmax", "missing function", "forward", "The weights w are used raw: the softmax that makes them positive and adds them up to one is missing.", weights=lambda self, w: w),
+    naf_wrong("no_softmax_logs", "missing function", "forward", "The weights w are used raw: without the softmax some are negative, and have no logarithm.", weights=lambda self, w: torch.where(w > 0, w, torch.nan), mixture_slope=naf_slope_in_logs),
+    naf_wrong("softmax_dimensions", "wrong axis", "forward", "The softmax of w runs over the dimensions of x; the weights of one coordinate's K components must add up to one.", weights=lambda self, w: w.softmax(1)),
+    naf_wrong("softmax_batch", "wrong axis", "forward", "The softmax of w runs over the batch, so the rows influence each other; it belongs to the K components, the last dimension.", weights=lambda self, w: w.softmax(0)),
+    naf_wrong("log_softmax", "wrong function", "forward", "The weights are a log_softmax, that is their logarithms; what is mixed here is weighted with w itself.", weights=lambda self, w: w.log_softmax(-1)),
+    naf_wrong("softplus_weights", "wrong function", "forward", "The weights w pass a softplus: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: F.softplus(w)),
+    naf_wrong("sigmoid_weights", "wrong function", "forward", "The weights w pass a sigmoid: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: w.sigmoid()),
+    naf_wrong("equal_weights", "missing term", "forward", "The weights w are not used: all components count alike.", weights=lambda self, w: torch.ones_like(w) / w.shape[-1]),
+    naf_wrong("blocks_b_a_w", "exchanged", "forward", "a and b are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(1, 0, 2)),
+    naf_wrong("blocks_a_w_b", "exchanged", "forward", "b and w are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(0, 2, 1)),
+    naf_wrong("blocks_w_b_a", "exchanged", "forward", "a and w are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(2, 1, 0)),
+    naf_wrong("blocks_w_a_b", "order", "forward", "The conditioner's output is taken as w, a, b; the blocks are a, b, w.", params=naf_permuted(1, 2, 0)),
+    naf_wrong("interleaved", "order", "forward", "The parameters are taken from the conditioner's output in turns, a, b, w for each component; they come in blocks of K.", params=naf_interleaved),
     naf_wrong("next_slopes", "off by one", "net", "A coordinate is bent with parameters of the next one, which know it: the map is not autoregressive.", params=naf_shifted),
     naf_wrong("no_b", "missing term", "forward", "The shifts b are not used.", inner=lambda self, x, a, b: a * x[..., None]),
     naf_wrong("b_sign", "sign", "forward", "The shifts b are subtracted; the inner map is a x + b.", inner=lambda self, x, a, b: a * x[..., None] - b),

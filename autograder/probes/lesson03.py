@@ -215,16 +215,16 @@ def naf(objects, inputs):
         gradients(record, size, lambda w: NAF(naf_conditioner(w, dim)), mine)
 
     def trained(mine):
-        """Maximum likelihood on the grid of Gaussians: Adam on all the points at once, a fixed number of steps."""
+        """Maximum likelihood on the grid of Gaussians, one step of Adam for each batch."""
         conditioner = GridConditioner(mine)
         step, weights_ = "training on the grid", list(conditioner.parameters())
         layer = record.run(step, lambda: NAF(conditioner))
-        x, optimiser = tensor(mine["points"]), torch.optim.Adam(weights_, lr=float(mine["lr"]))
+        optimiser = torch.optim.Adam(weights_, lr=float(inputs["rate"]))
 
         def train():
-            for _ in range(int(mine["steps"])):
+            for batch in mine["batches"]:
                 optimiser.zero_grad()
-                (z, _), (ldj, _) = unpack("forward", layer.forward(x.clone()), "z", "ldj")
+                (z, _), (ldj, _) = unpack("forward", layer.forward(tensor(batch)), "z", "ldj")
                 loss = (0.5 * z.square().sum(-1) - ldj).mean()
                 if not loss.requires_grad:
                     raise Complaint("forward is cut off from the computation graph: nothing can be trained through it")
