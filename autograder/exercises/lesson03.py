@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Misconception
-from autograder.exercises.common import B, both_sizes, deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, loss_inputs, net_inputs
+from autograder.exercises.common import (
+    B, both_sizes, deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, loss_inputs, net_inputs,
+)
 from autograder.exercises.lesson02 import BIJECTION, NO_SUM, returns_exchanged, sized
 from autograder.judge import compared
 from autograder.probes.common import SIZES, sizes
@@ -168,7 +170,7 @@ MADE_MASKS = Exercise(
         Misconception("between_strict", "wrong function", "value", "The masks between hidden layers close equal degrees (`>`): from the second hidden layer on, the units see less than their degree says.", made_by(between=torch.gt)),
         Misconception("comparisons_exchanged", "exchanged", "value", "The two comparisons have changed places: hidden layers close equal degrees, and the output layer opens them.", made_by(first=torch.gt, between=torch.gt, last=torch.ge)),
         Misconception("degrees_from_zero", "missing term", "value", "The hidden degrees start at 0, while the inputs' start at 1: units of degree 0 see nothing, and no unit sees the last but one coordinate.", made_by(hidden=lambda dim, width: torch.arange(width) % (dim - 1))),
-        Misconception("inputs_from_zero", "off by one", "value", "The inputs' degrees start at 0, while the hidden ones start at 1 (and the outputs are counted like the inputs): the first coordinate's neighbours are missing.", made_by(inputs=lambda dim: torch.arange(dim))),
+        Misconception("inputs_from_zero", "off by one", "value", "The inputs' degrees start at 0, while the hidden ones start at 1 and the outputs count like the inputs: the second output misses the first coordinate.", made_by(inputs=lambda dim: torch.arange(dim))),
         Misconception("degrees_too_few", "off by one", "value", "The hidden degrees stop at D - 2: no unit may see the last but one coordinate, so the last output misses it.", made_by(hidden=lambda dim, width: torch.arange(width) % max(dim - 2, 1) + 1)),
         Misconception("all_degrees_one", "sign", "value", "No hidden unit has a degree above 1 (do the degrees fall, where they should rise?), so nothing but the first coordinate reaches the outputs.", made_by(hidden=lambda dim, width: torch.ones(width).long())),
         Misconception("interleaved", "order", "value", "The outputs are in the order i * out_per_dim + p; the parameters come in blocks, column p * dim + i.", made_by(blocks=lambda degrees, params: degrees.repeat_interleave(params))),
@@ -698,7 +700,7 @@ def ldj_at_x(self, x):
 
 def jacobians(inputs, outputs, reference):
     """dz/dx for D = 6 as a heat picture, the largest entry over the points of the check: what lies above the diagonal must be white."""
-    figure = plotting.Picture(figsize=(11, 3.8), layout="constrained")
+    figure = plotting.Picture(figsize=(11, 4.2), layout="constrained")
     prefix = SIZES[-1]
     shape = inputs[prefix + "x"].shape
 
@@ -790,7 +792,7 @@ def naf_grid_points(rng, *shape):
 
 
 def naf_training(rng):
-    """All that the training needs. Names end in "grid", so the bank of wrong answers, which compares laws alone, is spared it, and random answers train for a few batches only."""
+    """All that the training needs. The names end in "grid", so the bank of wrong answers, which compares laws alone, is spared it, and random answers train for a few batches only."""
     test, places = naf_grid_points(rng, 400), np.linspace(-3, 3, NAF_LEARNT)
     own = np.tile(np.concatenate([np.full(NAF_LEARNT, math.log(math.expm1(2.0))), -2 * places, np.zeros(NAF_LEARNT)]), (2, 1))
     inputs = {"batches": naf_grid_points(rng, NAF_STEPS, 150), "test": test, "test near": laws.near(test), "own": own, "inner": rng.standard_normal(8),

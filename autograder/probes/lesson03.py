@@ -48,7 +48,7 @@ def made_masks(objects, inputs):
         seen = np.eye(dim, dtype=bool)
         for i, m in enumerate(masks, 1):
             if m.shape[1] != len(seen):
-                raise Complaint(f"mask {i} of {len(masks)} has shape {m.shape}, but {len(seen)} numbers come in: a mask is (out, in)")
+                raise Complaint(f"mask {i} of {len(masks)} has shape {m.shape}, but {len(seen)} numbers come in; a mask is (out, in)")
             seen = (m != 0).astype(float) @ seen > 0
         return seen.astype(int)
 
@@ -90,7 +90,7 @@ def affine_forms(objects, inputs):
             return sum(found) + torch.zeros(())
 
         record.one(step, along, "along")
-        moved = [(tensor(mu) + t * tensor(inputs["mu direction"]), tensor(a) + t * tensor(inputs["a direction"])) for t in inputs["nudges"]]
+        moved = [[tensor(p + t * inputs[f"{name} direction"]) for name, p in (("mu", mu), ("a", a))] for t in inputs["nudges"]]
         record.one(step, lambda: torch.stack([loss(*m).detach() for m in moved]), "nudged")
 
     with quiet_world():
@@ -110,9 +110,8 @@ def affine_forms(objects, inputs):
             with contextlib.suppress(Stop):
                 if "line" in inputs:
                     line = inputs["line"][:, None]
-                    y = record.run(f"{form} on a line", lambda form=form, line=line: unpack(
-                        "affine_forms", f(tensor(line), torch.ones(line.shape), torch.full(line.shape, -1.0), form), "y", "ldj"))[0][1]
-                    record[f"{form} on a line.y"] = y.reshape(-1)
+                    call(f"{form} on a line", form, line, np.ones(line.shape), np.full(line.shape, -1.0))
+                    record[f"{form} on a line.y"] = record[f"{form} on a line.y"].reshape(-1)
     return record
 
 
@@ -129,7 +128,7 @@ class CountedNet(nn.Module):
 
 
 def affine_autoregressive(objects, inputs, quick):
-    """Runs a MAF or an IAF; `quick(layer)` is the function of a batch that needs one pass, through which gradients are asked for."""
+    """Runs a MAF or an IAF; `quick(layer)` has as `forward` the direction of one pass, through which gradients are asked for."""
     (Layer,) = objects
     record = Record()
 
@@ -183,7 +182,7 @@ class Asked(nn.Module):
 
 
 class GridConditioner(nn.Module):
-    """The smallest conditioner that can be trained: x (B, 2) -> (B, 2, 3K), weights of its own and a few tanh units of x_1 for x_2."""
+    """The smallest conditioner that can be trained: x (B, 2) -> (B, 2, 3K), with a few tanh units of x_1 for x_2."""
 
     def __init__(self, inputs):
         super().__init__()

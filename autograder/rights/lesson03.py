@@ -1,6 +1,5 @@
 """Differently written right answers: none of them may lose a point."""
 import itertools
-import math
 
 import numpy as np
 import torch
@@ -501,7 +500,8 @@ class PerDimension:
         theta = self.theta(x).unflatten(-1, (3, -1))
         z, ldj = [], 0
         for i in range(x.shape[1]):
-            z_i, ldj_i = stable_dsf(x[:, i:i + 1], F.softplus(theta[:, i:i + 1, 0]), theta[:, i:i + 1, 1], theta[:, i:i + 1, 2].softmax(-1))
+            raw, b, logits = theta[:, i:i + 1].unbind(2)
+            z_i, ldj_i = stable_dsf(x[:, i:i + 1], F.softplus(raw), b, logits.softmax(-1))
             z, ldj = [*z, z_i], ldj + ldj_i
         return [torch.cat(z, 1), ldj]
 
@@ -534,7 +534,8 @@ class SingleNAF(WithDSF):
 
 
 RIGHT = {
-    "made_masks": [(f,) for f in (masks_in_turn, masks_in_pairs, masks_of_differences, masks_by_loops, boolean_masks, masks_from_triangles, masks_from_numpy)],
+    "made_masks": [(f,) for f in (masks_in_turn, masks_in_pairs, masks_of_differences, masks_by_loops, boolean_masks,
+                                  masks_from_triangles, masks_from_numpy)],
     "affine_forms": [(f,) for f in (two_forms, forms_in_logs, forms_by_weights, forms_by_lerp, forms_in_one, forms_in_single)],
     "maf": [(c,) for c in (PassByPass, Spliced, AllColumns, Joined, Standardised, Recursive, SingleMAF)],
     "iaf": [(c,) for c in (Sequential, SplicedIAF, Iterated, Columns, TurnedRound, RunningSum, SingleIAF)],
