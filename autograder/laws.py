@@ -33,9 +33,16 @@ def tolerance(array):
     return 2e-3 if array.dtype == np.float32 else 1e-5
 
 
-def point(x):
+def point(x, digits=3):
     """A point in words."""
-    return "(" + ", ".join(f"{v:.3g}" for v in np.atleast_1d(x)) + ")"
+    return "(" + ", ".join(f"{v:.{digits}g}" for v in np.atleast_1d(x)) + ")"
+
+
+def expected(want, got):
+    """What was expected and what came, with as many digits as it takes to see the difference."""
+    digits = next((d for d in range(3, 17) if point(want, d) != point(got, d)), 17)
+    digits = min(17, digits + (digits > 3))
+    return f"expected {point(want, digits)}, got {point(got, digits)}"
 
 
 def first_bad(x, wrong):
@@ -56,7 +63,7 @@ def expect(name, x, got, want, tol=None, why=""):
     if wrong.any():
         i = first_bad(x, wrong)
         raise Fail(f"`{name}` is not what it should be{why}.",
-                   f"x = {point(x[i])}: expected {point(want[i])}, got {point(got[i])}")
+                   f"x = {point(x[i])}: {expected(want[i], got[i])}")
 
 
 def shapes(inputs, outputs, prefix=""):

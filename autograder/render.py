@@ -29,10 +29,10 @@ def number(points):
 
 
 def once(cases):
-    """The cases, with a sentence that several of them share said by the first one only."""
+    """The cases, with a sentence that several of them share said by the first one only; the others say that it is the same."""
     seen, shown = set(), []
     for case in cases:
-        shown.append(replace(case, sentence="", example="") if (case.sentence, case.example) in seen else case)
+        shown.append(replace(case, sentence="For the same reason.", example="") if case.sentence and (case.sentence, case.example) in seen else case)
         seen.add((case.sentence, case.example))
     return shown
 

@@ -203,7 +203,7 @@ check("monotone_direction", monotone_direction)
 def _():
     whole, half = torch.linspace(-3, 3, 61), torch.linspace(0, 3, 31)
     for name, f in sketches.items():
-        print(f"{name}: from -3 to 3 {monotone_direction(f, whole):+d}, from 0 to 3 {monotone_direction(f, half):+d}")
+        print(f"{name}: from -3 to 3 {int(monotone_direction(f, whole)):+d}, from 0 to 3 {int(monotone_direction(f, half)):+d}")
 
 # %% [markdown]
 # C can be undone if it is known that $x \ge 0$. Whether a function is invertible depends on where it is asked to be.

@@ -42,7 +42,7 @@ def left_alone(inputs, outputs, key, given):
     """The caller's tensor is as it was: "x after" of a step against the input `given`."""
     got = outputs[key]
     if got.shape != inputs[given].shape or not np.array_equal(got, inputs[given]):
-        raise Fail(f"The input `{given}` was changed in place: the caller's tensor was overwritten.")
+        raise Fail(f"The input `{given.rsplit(' ', 1)[-1]}` was changed in place: the caller's tensor was overwritten.")
 
 
 def not_nan(outputs, key, sentence):
@@ -298,7 +298,7 @@ def solves(outputs, key, u, want, tol, where):
     wrong = ~laws.close(got, want, tol)
     if wrong.any():
         i = laws.first_bad(u - 0.5, wrong)
-        raise Fail(f"x does not solve cdf(x) = u{where}.", f"u = {u[i]:.10g}: expected {want[i]:.6g}, got {got[i]:.6g}")
+        raise Fail(f"x does not solve cdf(x) = u{where}.", f"u = {u[i]:.10g}: {laws.expected(want[i], got[i])}")
 
 
 def quantiles(inputs, outputs, reference):
@@ -339,7 +339,7 @@ def few_halvings(inputs, outputs, reference):
         raise Fail(f"`x` has shape {got.shape}; it should be (N,) = {want.shape}.")
     off, most = np.abs(got - want).max(), width / 2**k
     if off > most * (1 + 1e-6):
-        raise Fail(f"After steps = {k} halvings of an interval of width {width:.1f} x should be within {most:.2g}; it is {off:.2g} off.")
+        raise Fail(f"After steps = {k} halvings of an interval of width {width:.1f}, the error of `x` should be at most {most:.2g}; it is {off:.2g}.")
     each = int(outputs["few steps.evaluations"]) / len(want)
     if each > k + 2:
         raise Fail(f"With steps = {k} the CDF is evaluated {each:g} times for each u; each step needs one evaluation.")
@@ -711,6 +711,7 @@ LOG_DET = Exercise(
         wrong("averaged", "reduction", "value", "The batch is averaged; every row needs its own number, shape (B,).", end=lambda ldj: ldj.mean()),
         wrong("column", "shape", "value", "The result has shape (B, 1); it should be (B,).", end=lambda ldj: ldj[:, None]),
         wrong("first_row", "reduction", "value", "The Jacobian of the first row is used for all rows; a map that bends has another one at each point.", jacobian=lambda f, x: each_jacobian(f, x)[:1].expand(len(x), -1, -1)),
+        wrong("whole_batch", "wrong axis", "value", "The Jacobian is that of the whole batch, of shape (B, D, B, D); each row's own matrix (D, D) is wanted, such as `torch.func.vmap` gives.", jacobian=lambda f, x: torch.func.jacrev(f)(x)),
         wrong("mean_jacobian", "reduction", "value", "The Jacobians of all rows are averaged; each row has its own.", jacobian=lambda f, x: each_jacobian(f, x).mean(0).expand(len(x), -1, -1)),
         wrong("at_zero", "constant", "value", "The Jacobian is taken at the origin; each row needs it at its own point.", jacobian=lambda f, x: each_jacobian(f, 0 * x)),
         wrong("at_z", "wrong function", "value", "The Jacobian is taken at f(x); it is needed at x.", jacobian=lambda f, x: each_jacobian(f, f(x))),
@@ -1204,6 +1205,9 @@ def every_weight(count, names):
 
     def judge(inputs, outputs, reference):
         laws.moves(inputs, outputs)
+        fresh = np.concatenate([np.ravel(outputs[f"forward of a fresh layer.{name}"]) for name in ("z", "ldj")])
+        if not np.isfinite(fresh).all():
+            raise Fail("With the values that its parameters start from, the layer gives numbers that are not finite, so a training could not begin.")
         sizes, reached = outputs["parameters.sizes"], outputs["gradient.sizes"] > 0
         wanted = count(inputs["x"].shape[1])
         if not reached.all():
@@ -1216,7 +1220,10 @@ def every_weight(count, names):
 
 def no_determinant(inputs, outputs, reference):
     laws.moves(inputs, outputs)
-    laws.ldj_is_log_det(inputs, outputs)
+    try:
+        laws.ldj_is_log_det(inputs, outputs)
+    except Fail:
+        raise Fail("How `ldj` is computed is looked at when it is right.") from None
     called = [n for n, c in zip(COSTLY, outputs["forward calls"]) if c]
     if called:
         raise Fail(f"forward calls {' and '.join(called)}: the matrix determinant lemma gives ldj for one scalar product a row.")
@@ -1275,7 +1282,7 @@ def unfolded(inputs, outputs, prefix):
     if back.any():
         i = int(np.flatnonzero(back)[np.abs(before[order][:-1][back]).argmin()])
         raise Fail("With some weights forward folds space: along w the image goes back, so two points land on one. The constraint w.u > -1 must hold for any values of the parameters.",
-                   f"w.x from {before[order][i]:.3g} to {before[order][i + 1]:.3g}: w.z from {after[order][i]:.3g} to {after[order][i + 1]:.3g} (w of length 1)")
+                   f"w.x from {before[order][i]:.3g} to {before[order][i + 1]:.3g}: w.z falls by {after[order][i] - after[order][i + 1]:.3g} (w of length 1)")
 
 
 def planar_trained(inputs, outputs, reference):

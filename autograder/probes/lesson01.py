@@ -147,7 +147,7 @@ def monotone_direction(objects, inputs):
     with quiet_world():
         for name, (f, x) in slopes(inputs).items():
             with contextlib.suppress(Stop):
-                record[f"{name}.answer"] = record.run(name, lambda f=f, x=x: to_float("monotone_direction", "the answer", direction(f, x.clone())))
+                record[f"{name}.answer"] = record.run(name, lambda f=f, x=x: to_float(f"monotone_direction of {name}", "the answer", direction(f, x.clone()), "an int, 1, -1 or 0"))
     return record
 
 
@@ -370,7 +370,7 @@ def bent(record, make, name, inputs):
     """
     with contextlib.suppress(Stop):
         layer = record.run("construction", lambda: make(inputs["x"].shape[1]))
-        record.many("start", lambda: layer.forward(tensor(inputs["x"])), "z", "ldj")
+        record.many("forward of a fresh layer", lambda: layer.forward(tensor(inputs["x"])), "z", "ldj")
         params = record.run("parameters", lambda: trainable(layer, name))
         record["parameters.sizes"] = torch.tensor([p.numel() for p in params]).numpy()
         for draw in range(len(inputs["draws"])):

@@ -188,16 +188,16 @@ def to_array(step, name, value):
     return readable(step, name, value)[1]
 
 
-def to_float(step, name, value):
-    """A student's number (a Python or numpy float, or a tensor with one entry) as an array, or a Complaint."""
+def to_float(step, name, value, kind="a float"):
+    """A student's number (a Python or numpy float, or a tensor with one entry) as an array, or a Complaint that asks for `kind`."""
     if issubclass(type(value), torch.Tensor):
         array = to_array(step, name, value)
         if array.size != 1:
-            raise Complaint(f"{step}: {name} should be a float; it is a tensor of shape {array.shape}")
+            raise Complaint(f"{step}: {name} should be {kind}; it is a tensor of shape {array.shape}")
         return array.reshape(()).astype(float)
     if type(value) in (int, float, np.float32, np.float64):
         return np.array(float(value))
-    raise Complaint(f"{step}: {name} should be a float; it is {describe(value)}")
+    raise Complaint(f"{step}: {name} should be {kind}; it is {describe(value)}")
 
 
 def blocked(error):
