@@ -521,8 +521,14 @@ PIXELCNN_MASK = Exercise(
 def attention_inputs(rng):
     B, H, T, d = 3, 2, 5, 4
     inputs = {k: rng.standard_normal((B, T, d)) for k in "qkv"} | {f"heads.{k}": rng.standard_normal((B, H, T, d)) for k in "qkv"}
+    inputs |= {f"direction.{k}": rng.standard_normal((B, T, d)) for k in "qkv"}
     return inputs | {"change": rng.choice([-1.0, 1.0], d) * rng.uniform(0.5, 1.5, d), "c": rng.standard_normal((B, T, d)),
-                     "direction": rng.standard_normal((B, T, d)), "nudges": laws.STEP * laws.OFFSETS}
+                     "nudges": laws.STEP * laws.OFFSETS}
+
+
+def few_calls(inputs):
+    """Without what takes many calls: differences by the neighbours of a point."""
+    return {k: v for k, v in inputs.items() if k not in ("nudges", "square.nudges", "change", "near")}
 
 
 def attention_truth(q, k, v):
@@ -685,7 +691,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("equal_weights", "missing term", "value", "All keys up to t get the same weight: the scores are not used.", scores=lambda q, k: 0 * (q @ k.transpose(-1, -2))),
         wrong("weights_transposed", "exchanged", "value", "The weights are transposed before they meet the values.", mix=lambda p, v: p.transpose(-1, -2) @ v),
         wrong("weights_alone", "missing term", "value", "The weights are returned; the mean of the values is missing.", mix=lambda p, v: p),
-        wrong("scores_elementwise", "wrong function", "value", "q and k are multiplied entry by entry, which compares each position with itself only; all pairs of positions are needed, q k^T.", scores=lambda q, k: (q * k).sum(-1, keepdim=True).expand(*q.shape[:-1], q.shape[-2])),
+        wrong("scores_elementwise", "wrong function", "value", "Each key is compared with the query at its own position only (q * k); every query has to meet every key, q k^T.", scores=lambda q, k: (q * k).sum(-1)[..., None, :].expand(*q.shape[:-1], q.shape[-2])),
         wrong("transpose_1_2", "wrong axis", "value", "k is transposed along dimensions 1 and 2, which is right without heads only: it should be the last two.", scores=lambda q, k: q @ k.transpose(1, 2)),
         wrong("transpose_t", "wrong axis", "value", "k is transposed along the wrong dimensions (.T turns all of them round); it should be the last two.", scores=lambda q, k: q @ k.permute(*range(k.ndim - 1, -1, -1))),
         wrong("last_row_only", "reduction", "value", "Only the last position gets a result; each query has one of its own.", end=lambda out: out[..., -1:, :]),
@@ -693,6 +699,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", end=lambda out: out.detach()),
     ),
     compare=("causal_attention.out", "causal_attention with v = 1.out", "causal_attention at one position.out", "causal_attention with heads.out", "q after", "gradient.along"),
+    light=few_calls,
     picture=seen_beside(attention_panels, "value at s", "result at t"),
 )
 
@@ -735,6 +742,16 @@ def dsf_inputs(rng):
     far["far.a"] = np.array([[[2.0, 0.7, 1.2, 1.6]]])  # steep enough for the tail to be one
     return inputs | far | {"far": np.linspace(-30, 30, 61), "grid": np.linspace(-6, 6, 121), "c": rng.standard_normal((B, D)), "r": rng.standard_normal(B),
                            "nudges": laws.STEP * laws.OFFSETS}
+
+
+def dsf_reference():
+    from flowkit import elementwise
+
+    def dsf(x, a, b, w):
+        y, log_slope = elementwise.dsf(x, a, b, w)
+        return y, log_slope.sum(-1)
+
+    return (dsf,)
 
 
 def dsf_shapes(inputs, outputs, reference):
@@ -793,17 +810,20 @@ def sigmoidal_gradients(names, what):
     return lambda inputs, outputs, reference: gradients_arrive(outputs["gradient.along"], outputs["gradient.nudged"], names, what)
 
 
-def tail_category(far, wants):
-    """Whether the tails are right, lost, or moot because the middle is wrong already."""
-    if any(g is None or g.shape != w.shape or not laws.close(np.nan_to_num(g[m]), w[m], 1e-3).all() for (g, w), m in ((p, slice(len(p[1]) * 2 // 5, len(p[1]) * 3 // 5)) for p in far)):
+def tail_category(far):
+    """What became of the tails of [(got, wanted), ...], rising in x; moot where the middle is wrong already."""
+    if any(g is None or g.shape != w.shape for g, w in far):
         return "moot"
-    bad = [~np.isfinite(g).all() for g, _ in far]
-    return "not finite" if any(bad) else "right" if all(laws.close(g, w, 1e-3).all() for g, w in far) else wants
+    middle = slice(len(far[0][0]) // 2 - 2, len(far[0][0]) // 2 + 2)
+    if not all(laws.close(np.nan_to_num(g[middle]), w[middle], 1e-3).all() for g, w in far):
+        return "moot"
+    return "not finite" if not all(np.isfinite(g).all() for g, _ in far) else "right" if all(laws.close(g, w, 1e-3).all() for g, w in far) else "inaccurate"
 
 
 def dsf_far(inputs, outputs):
     y, ldj = dsf_truth(inputs["far"][:, None], *(inputs[f"far.{k}"] for k in "abw"))
-    return [(outputs.arrays.get("dsf far out in float32.y"), y), (outputs.arrays.get("dsf far out in float32.ldj"), ldj)]
+    got = outputs.arrays.get("dsf far out in float32.y")
+    return [(got[:, 0] if got is not None and got.shape == y.shape else None, y[:, 0]), (outputs.arrays.get("dsf far out in float32.ldj"), ldj)]
 
 
 def sigmoidal_features(keys, far):
@@ -812,7 +832,7 @@ def sigmoidal_features(keys, far):
     def features(inputs, outputs):
         raw = {k: outputs.arrays.get(k, np.asarray(str(outputs.complaint(k.split(".")[0])))) for k in keys}
         along = outputs.arrays.get("gradient.along")
-        return raw | {"tail": tail_category(far(inputs, outputs), "inaccurate"), "cut off": "none" if along is None else str((along == 0).tolist())}
+        return raw | {"tail": tail_category(far(inputs, outputs)), "cut off": "none" if along is None else str((along == 0).tolist())}
 
     return features
 
@@ -838,16 +858,19 @@ def dsf_by(inner=lambda x, a, b: a * x[..., None] + b, weights=lambda w: w, log_
     return dsf
 
 
-def dsf_from(cdf, squeeze=lambda p: p):
+def dsf_formed(x, a, b, w):
     """The formula as it stands in the paper: the mixture of sigmoids first, its logit afterwards."""
+    s = torch.sigmoid(a * x[..., None] + b)
+    p = (w * s).sum(-1)
+    slope = (w * s * (1 - s) * a).sum(-1) / (p * (1 - p))
+    return torch.log(p) - torch.log(1 - p), slope.log().sum(-1)
 
-    def dsf(x, a, b, w):
-        s = cdf(a * x[..., None] + b)
-        p = squeeze((w * s).sum(-1))
-        slope = (w * s * (1 - s) * a).sum(-1) / (p * (1 - p))
-        return torch.log(p) - torch.log(1 - p), slope.log().sum(-1)
 
-    return dsf
+def dsf_clamped(x, a, b, w):
+    u = a * x[..., None] + b
+    p = (w * torch.sigmoid(u)).sum(-1).clamp(1e-6, 1 - 1e-6)
+    pdf = torch.logsumexp(w.log() + F.logsigmoid(u) + F.logsigmoid(-u) + a.log(), -1)
+    return torch.logit(p), (pdf - p.log() - (1 - p).log()).sum(-1)
 
 
 def dsf_weights_outside(x, a, b, w):
@@ -878,7 +901,7 @@ DSF = Exercise(
         "You know this map: it is the mixture of logistics with the scale turned into a slope a. A weighted sum of sigmoids lies between 0 and 1, and the logit brings it back to the whole line. The slope is the product of three: the logit's, the sigmoids' (with their weights), and a.",
         "In logarithms, with u = a x + b: log p = `torch.logsumexp(log w + F.logsigmoid(u), -1)`, and log(1 - p) is the same with -u. The logit is their difference and its slope is 1 / (p (1 - p)). The slope of a sigmoid is sigmoid(u) sigmoid(-u). At the end sum over the dimensions.",
     ),
-    inputs=dsf_inputs, reference=flowkit_class("elementwise", "dsf"),
+    inputs=dsf_inputs, reference=dsf_reference,
     cases=(
         Case("shapes: y (B, D), ldj (B,); nothing changed in place", 1, dsf_shapes),
         Case("y = logit(sum_k w_k sigmoid(a_k x + b_k))", 2, dsf_values),
@@ -945,10 +968,11 @@ DSF = Exercise(
         wrong("only_y", "missing term", "value", "Only y is returned; ldj is missing.", end=lambda y, ldj: y),
         wrong("ldj_detached", "detached", "gradient", "`ldj` is cut off from the computation graph, so training would not see it.", end=lambda y, ldj: (y, ldj.detach())),
         wrong("detached", "detached", "gradient", DETACHED, end=lambda y, ldj: (y.detach(), ldj.detach())),
-        Misconception("tail_lost", "wrong function", "value", TAIL_LOST, lambda: (dsf_from(torch.sigmoid),)),
-        Misconception("tail_flat", "wrong function", "value", TAIL_FLAT, lambda: (dsf_from(torch.sigmoid, lambda p: p.clamp(1e-6, 1 - 1e-6)),)),
+        Misconception("tail_lost", "wrong function", "value", TAIL_LOST, lambda: (dsf_formed,)),
+        Misconception("tail_flat", "wrong function", "value", TAIL_FLAT, lambda: (dsf_clamped,)),
     ),
-    features=sigmoidal_features(("dsf.y", "dsf.ldj", "dsf for one row.y", "dsf for one row.ldj"), dsf_far), faults=dsf_faults,
+    features=sigmoidal_features(("dsf.y", "dsf.ldj", "dsf for one row.y", "dsf for one row.ldj"), dsf_far), faults=dsf_faults, light=few_calls,
+    compare=("dsf.y", "dsf.ldj", "dsf for one row.y", "dsf for one row.ldj", "dsf far out in float32.y", "dsf far out in float32.ldj", "gradient.along"),
     picture=pictures.against_reference(("picture.y", "picture.ldj"), "grid", ("y", "log dy/dx"), (-6, 6)),
 )
 
@@ -1006,13 +1030,20 @@ def ddsf_shapes(inputs, outputs, reference):
     same_after(inputs, outputs, DDSF_NAMES)
 
 
+def expect_rows(name, h, got, want, tol, why):
+    """laws.expect, with all that belongs to a row of h as one point."""
+    if got.shape != want.shape:
+        raise Fail(f"`{name}` has shape {got.shape}; it should be {want.shape}.")
+    laws.expect(name, *(t.reshape(len(t), -1) for t in (h, got, want)), tol, why)
+
+
 def ddsf_values(inputs, outputs, reference):
     for step, prefix in DDSF_STEPS:
         h = outputs[f"{step}.h"]
         if h.dtype != np.float64:
             raise Fail("`h` is float32 for an h in float64: digits are lost on the way out.")
         want, _ = ddsf_truth(*(inputs[prefix + k] for k in DDSF_NAMES))
-        laws.expect("h", inputs[f"{prefix}h"].reshape(len(h), -1), h, want, 1e-5, why=f" from {step}: it should be logit(w sigmoid(a (u h) + b)), with matrices w and u")
+        expect_rows("h", inputs[f"{prefix}h"], h, want, 1e-5, why=f" from {step}: it should be logit(w sigmoid(a (u h) + b)), with matrices w and u")
 
 
 def ddsf_slopes(inputs, outputs, reference):
@@ -1024,9 +1055,9 @@ def ddsf_slopes(inputs, outputs, reference):
         speed = np.einsum("bkdj,k->bdj", near.reshape(want[0], 4, *want[1:]).astype(float), laws.WEIGHTS) / laws.STEP
         if (speed <= 0).any():
             raise Fail(f"In {step} not every output increases when all inputs do.")
-        at = inputs[f"{prefix}h"].reshape(want[0], -1)
-        laws.expect("log_slope", at, log_slope, np.log(speed), 1e-4, why=f" from {step}: it should be log dh'/dx of your own h', where the inputs have the slopes exp(log_slope) in x")
-        laws.expect("log_slope", at, log_slope, ddsf_truth(*(inputs[prefix + k] for k in DDSF_NAMES))[1], 1e-5, why=f" from {step}")
+        at = inputs[f"{prefix}h"]
+        expect_rows("log_slope", at, log_slope, np.log(speed), 1e-4, why=f" from {step}: it should be log dh'/dx of your own h', where the inputs have the slopes exp(log_slope) in x")
+        expect_rows("log_slope", at, log_slope, ddsf_truth(*(inputs[prefix + k] for k in DDSF_NAMES))[1], 1e-5, why=f" from {step}")
 
 
 def ddsf_in_a_network(inputs, outputs, reference):
@@ -1082,17 +1113,20 @@ def ddsf_by(mixed=lambda u, h: (u * h[..., None, :]).sum(-1), line=lambda a, m, 
     return ddsf_layer
 
 
-def ddsf_from(cdf, squeeze=lambda p: p):
+def ddsf_formed(h, log_slope, w, u, a, b):
     """The formula as it stands in the paper: the mixture first, its logit afterwards, slopes as they are."""
+    s = torch.sigmoid(a * (u * h[..., None, :]).sum(-1) + b)
+    p = (w * s[..., None, :]).sum(-1)
+    dv = a * (u * log_slope.exp()[..., None, :]).sum(-1)
+    slope = (w * (s * (1 - s) * dv)[..., None, :]).sum(-1) / (p * (1 - p))
+    return torch.log(p) - torch.log(1 - p), slope.log()
 
-    def ddsf_layer(h, log_slope, w, u, a, b):
-        s = cdf(a * (u * h[..., None, :]).sum(-1) + b)
-        p = squeeze((w * s[..., None, :]).sum(-1))
-        dv = a * (u * log_slope.exp()[..., None, :]).sum(-1)
-        slope = (w * (s * (1 - s) * dv)[..., None, :]).sum(-1) / (p * (1 - p))
-        return torch.log(p) - torch.log(1 - p), slope.log()
 
-    return ddsf_layer
+def ddsf_clamped(h, log_slope, w, u, a, b):
+    v, log_dv = ddsf_no_w(h, log_slope, w, u, a, b)
+    p = (w * torch.sigmoid(v)[..., None, :]).sum(-1).clamp(1e-6, 1 - 1e-6)
+    pdf = torch.logsumexp(w.log() + (F.logsigmoid(v) + F.logsigmoid(-v) + log_dv)[..., None, :], -1)
+    return torch.logit(p), pdf - p.log() - (1 - p).log()
 
 
 def elementwise_slopes(lu, s):
@@ -1140,7 +1174,6 @@ DENSE = Exercise(
         wrong("slopes_added_up", "missing term", "ldj", "The slopes that arrive are added up without the weights u.", log_u=torch.zeros_like),
         wrong("slopes_averaged_in_logs", "order", "ldj", "The logarithms of the slopes that arrive are averaged with u; it is the slopes that are averaged, and then the logarithm is taken (log-sum-exp).", arriving=averaged),
         wrong("slopes_not_exp", "missing function", "ldj", "u is multiplied with `log_slope` itself, and then a logarithm is taken; `log_slope` has to be turned into slopes first.", arriving=lambda lu, s: (lu.exp() * s[..., None, :]).sum(-1).log()),
-        wrong("slopes_times_h", "wrong function", "ldj", "`log_slope` is used as the slope itself.", arriving=lambda lu, s: (lu.exp() * s[..., None, :]).sum(-1)),
         wrong("slopes_sign", "sign", "ldj", "The slopes that arrive have the wrong sign in the logarithm: they are divided by.", arriving=lambda lu, s: torch.logsumexp(lu - s[..., None, :], -1)),
         wrong("slopes_divide_u", "sign", "ldj", "The slopes that arrive are divided by u; u multiplies them.", arriving=lambda lu, s: torch.logsumexp(s[..., None, :] - lu, -1)),
         wrong("u_not_logged", "missing function", "ldj", "In the sum of the slopes u stands as it is among logarithms; its logarithm belongs there.", log_u=lambda u: u),
@@ -1199,10 +1232,11 @@ DENSE = Exercise(
         wrong("only_h", "missing term", "value", "Only h is returned; log_slope is missing.", end=lambda h, s: h),
         wrong("slope_detached", "detached", "gradient", "`log_slope` is cut off from the computation graph, so training would not see it.", end=lambda h, s: (h, s.detach())),
         wrong("detached", "detached", "gradient", DETACHED, end=lambda h, s: (h.detach(), s.detach())),
-        Misconception("tail_lost", "wrong function", "value", TAIL_LOST, lambda: (ddsf_from(torch.sigmoid),)),
-        Misconception("tail_flat", "wrong function", "value", TAIL_FLAT, lambda: (ddsf_from(torch.sigmoid, lambda p: p.clamp(1e-6, 1 - 1e-6)),)),
+        Misconception("tail_lost", "wrong function", "value", TAIL_LOST, lambda: (ddsf_formed,)),
+        Misconception("tail_flat", "wrong function", "value", TAIL_FLAT, lambda: (ddsf_clamped,)),
     ),
     features=sigmoidal_features(tuple(f"{step}.{k}" for step, _ in DDSF_STEPS for k in ("h", "log_slope")) + ("the network.h", "the network.log_slope"), ddsf_far),
+    compare=(*(f"{step}.{k}" for step, _ in DDSF_STEPS for k in ("h", "log_slope")), "the network far out in float32.h", "the network far out in float32.log_slope", "gradient.along"), light=few_calls,
     picture=pictures.against_reference(("picture.h", "picture.log_slope"), "grid", ("y of the widths 1-3-3-1", "log dy/dx"), (-6, 6)),
 )
 

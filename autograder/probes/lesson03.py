@@ -112,6 +112,34 @@ def pixelcnn_mask(objects, inputs):
 
 # --- causal_attention ------------------------------------------------------------------------------------------------
 
+def argument_gradients(record, losses, inputs, names):
+    """The derivative of a loss along a direction in each argument by itself: by autograd, and from values at nudged arguments.
+
+    `losses(*arguments)` gives one number for each B rows of its arguments; all nudged ones go through the answer as one batch.
+    """
+
+    def along():
+        values = [tensor(inputs[k]).requires_grad_() for k in names]
+        value = losses(*values).sum()
+        grads = torch.autograd.grad(value, values, allow_unused=True) if value.requires_grad else [None] * len(names)
+        return torch.stack([torch.zeros(()) if g is None else (g * tensor(inputs[f"direction.{k}"])).sum() for k, g in zip(names, grads)])
+
+    def nudged():
+        steps = [(moved, t) for moved in names for t in inputs["nudges"]]
+        values = [torch.cat([tensor(inputs[k]) + (t if k == moved else 0.0) * tensor(inputs[f"direction.{k}"]) for moved, t in steps]) for k in names]
+        return losses(*values).reshape(len(names), -1)
+
+    with contextlib.suppress(Stop):
+        record.one("gradient", along, "along")
+        if "nudges" in inputs:
+            record.one("gradient", nudged, "nudged")
+
+
+def weighted(weights, value):
+    """The sums of `value` (N B, ...) times weights (B, ...), one for each B rows."""
+    return (tensor(weights) * value.reshape(-1, *weights.shape)).flatten(1).sum(1)
+
+
 def causal_attention(objects, inputs):
     (attention,) = objects
     record = Record()
@@ -129,25 +157,9 @@ def causal_attention(objects, inputs):
             found.append(readable(name, "out", attention(*qkv))[0])
         return torch.stack(found)
 
-    def along():
-        qkv = [t.requires_grad_() for t in given()]
-        out = unpack(name, attention(*qkv), "out")[0][0]
-        if not out.requires_grad:
-            return torch.zeros(3)
-        grads = torch.autograd.grad((tensor(inputs["c"]) * out).sum(), qkv, allow_unused=True)
-        return torch.stack([torch.zeros(()) if g is None else (g * tensor(inputs["direction"])).sum() for g in grads])
-
-    def nudged():
-        """The same weighted sum with q, k or v moved along the direction: (3, 4)."""
-        rows = []
-        for which in range(3):
-            row = []
-            for t in inputs["nudges"]:
-                qkv = given()
-                qkv[which] += t * tensor(inputs["direction"])
-                row.append((tensor(inputs["c"]) * readable(name, "out", attention(*qkv))[0]).sum().detach())
-            rows.append(torch.stack(row))
-        return torch.stack(rows)
+    def losses(*qkv):
+        ((out, _),) = unpack(name, attention(*qkv), "out")
+        return weighted(inputs["c"], out)
 
     with quiet_world():
         with contextlib.suppress(Stop):
@@ -161,45 +173,17 @@ def causal_attention(objects, inputs):
             f"{name} of one sequence": lambda: attention(q[:1].clone(), k[:1].clone(), v[:1].clone()),
             f"{name} at one position": lambda: attention(q[:, :1].clone(), k[:, :1].clone(), v[:, :1].clone()),
             f"{name} with heads": lambda: attention(*given("heads.")),
-            f"{name} with another q": lambda: changed(0), f"{name} with another k": lambda: changed(1), f"{name} with another v": lambda: changed(2),
         }
+        if "change" in inputs:
+            steps |= {f"{name} with another {letter}": lambda which=which: changed(which) for which, letter in enumerate("qkv")}
         for step, call in steps.items():
             with contextlib.suppress(Stop):
                 record.one(step, call, "out")
-        with contextlib.suppress(Stop):
-            record.one("gradient", along, "along")
-            record.one("gradient", nudged, "nudged")
+        argument_gradients(record, losses, inputs, "qkv")
     return record
 
 
 # --- dsf and ddsf ----------------------------------------------------------------------------------------------------
-
-def moved_arguments(inputs, names, t):
-    """The arguments of those names, moved by t along the judge's directions."""
-    return [tensor(inputs[k]) + t * tensor(inputs[f"direction.{k}"]) for k in names]
-
-
-def argument_gradients(record, loss, inputs, names):
-    """The derivative of loss(*arguments) along a direction in each argument by itself: by autograd, and from values at nudged arguments."""
-
-    def along():
-        values = [tensor(inputs[k]).requires_grad_() for k in names]
-        value = loss(*values)
-        grads = torch.autograd.grad(value, values, allow_unused=True) if value.requires_grad else [None] * len(names)
-        return torch.stack([torch.zeros(()) if g is None else (g * tensor(inputs[f"direction.{k}"])).sum() for k, g in zip(names, grads)])
-
-    def nudged():
-        rows = []
-        for i, _ in enumerate(names):
-            still = [tensor(inputs[k]) for k in names]
-            rows.append(torch.stack([loss(*(m if j == i else s for j, (m, s) in enumerate(zip(moved_arguments(inputs, names, t), still)))).detach()
-                                     for t in inputs["nudges"]]))
-        return torch.stack(rows)
-
-    with contextlib.suppress(Stop):
-        record.one("gradient", along, "along")
-        record.one("gradient", nudged, "nudged")
-
 
 def dsf(objects, inputs):
     (f,) = objects
@@ -215,11 +199,11 @@ def dsf(objects, inputs):
         """x (N,) as (N, 1), with the parameters "far" for all of it."""
         return [tensor(x, dtype)[:, None], *(tensor(inputs[f"far.{k}"], dtype).expand(len(x), 1, -1).clone() for k in "abw")]
 
-    def loss(*values):
+    def losses(*values):
         (y, _), (ldj, _) = unpack("dsf", f(*values), "y", "ldj")
         if y.shape != values[0].shape or ldj.shape != y.shape[:1]:
             raise Complaint(f"dsf returns y of shape {tuple(y.shape)} and ldj of shape {tuple(ldj.shape)} for x of shape {tuple(values[0].shape)}")
-        return (tensor(inputs["c"]) * y).sum() + (tensor(inputs["r"]) * ldj).sum()
+        return weighted(inputs["c"], y) + weighted(inputs["r"], ldj)
 
     def drawn():
         (y, _), (ldj, _) = unpack("dsf", f(*one_dimension(inputs["grid"])), "y", "ldj")
@@ -231,12 +215,14 @@ def dsf(objects, inputs):
             record.many("dsf", lambda: f(*sent), "y", "ldj")
             for k, t in zip(names, sent):
                 record.keep(f"{k} after", lambda t=t: t)
-        calls = {"dsf nearby": lambda: f(*repeated(inputs["near"])), "dsf for one row": lambda: f(*(tensor(inputs[k][:1]) for k in names)),
+        calls = {"dsf for one row": lambda: f(*(tensor(inputs[k][:1]) for k in names)),
                  "dsf in one dimension": lambda: f(*(tensor(inputs[k][:, :1]) for k in names))}
+        if "near" in inputs:
+            calls["dsf nearby"] = lambda: f(*repeated(inputs["near"]))
         for step, call in calls.items():
             with contextlib.suppress(Stop):
                 record.many(step, call, "y", "ldj")
-        argument_gradients(record, loss, inputs, names)
+        argument_gradients(record, losses, inputs, names)
         if "grid" in inputs:
             with contextlib.suppress(Stop):
                 record.many("picture", drawn, "y", "ldj")
@@ -272,12 +258,12 @@ def ddsf(objects, inputs):
         rest = tensor(mine["log_slope"]).repeat_interleave(4, 0), *expanded(mine, 4)
         return layer(tensor(h.reshape(-1, *h.shape[2:])), *rest)
 
-    def loss(*values):
+    def losses(*values):
         (h, _), (log_slope, _) = unpack("ddsf_layer", layer(*values), "h", "log_slope")
-        want = tuple(inputs["a"].shape)
+        want = tuple(values[4].shape)
         if tuple(h.shape) != want or tuple(log_slope.shape) != want:
             raise Complaint(f"ddsf_layer returns h of shape {tuple(h.shape)} and log_slope of shape {tuple(log_slope.shape)}; both should be (B, D, d_out) = {want}")
-        return (tensor(inputs["c"]) * h).sum() + (tensor(inputs["r"]) * log_slope).sum()
+        return weighted(inputs["c"], h) + weighted(inputs["r"], log_slope)
 
     def drawn():
         """The network on a line, with the parameters of the first row and dimension."""
@@ -298,13 +284,15 @@ def ddsf(objects, inputs):
                     for k, t in zip(DDSF_NAMES, sent):
                         record.keep(f"{k} after", lambda t=t: t)
             with contextlib.suppress(Stop):
-                record.many(f"{step} nearby", lambda: nearby(mine), "h", "log_slope")
+                if "nudges" in mine:
+                    record.many(f"{step} nearby", lambda: nearby(mine), "h", "log_slope")
         with contextlib.suppress(Stop):
             record.many("ddsf_layer for one row", lambda: layer(*(tensor(inputs[k][:1]) for k in DDSF_NAMES)), "h", "log_slope")
-        argument_gradients(record, loss, inputs, DDSF_NAMES)
-        for step, x, each in (("the network", inputs["x"], 1), ("the network nearby", inputs["near"], 4)):
+        argument_gradients(record, losses, inputs, DDSF_NAMES)
+        for step, name, each in (("the network", "x", 1), ("the network nearby", "near", 4)):
             with contextlib.suppress(Stop):
-                record.many(step, lambda: network(x, each), "h", "log_slope")
+                if name in inputs:
+                    record.many(step, lambda: network(inputs[name], each), "h", "log_slope")
         if "grid" in inputs:
             with contextlib.suppress(Stop):
                 record.many("picture", drawn, "h", "log_slope")
