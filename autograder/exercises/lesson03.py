@@ -290,18 +290,19 @@ CAUSAL_CONV1D = Exercise(
     misconceptions=(
         wrong("both_sides", "direction", "forward", "The zeros are divided between both sides, as for a picture: the output at t sees what comes after t.", pad=centred),
         wrong("pad_right", "direction", "forward", "The zeros stand after the end instead of before the start: the output at t sees t and what comes after it.", pad=lambda self, x: F.pad(x, (self.shift(), self.reach() - self.shift()))),
-        wrong("time_reversed", "direction", "forward", "Time runs backwards: the layer sees t and what comes after it.", forward=lambda self, x: self.conv(self.pad(x.flip(-1))).flip(-1)),
+        wrong("time_reversed", "exchanged", "forward", "Before and after have changed places: the layer sees t and what comes after it.", forward=lambda self, x: self.conv(self.pad(x.flip(-1))).flip(-1)),
         wrong("no_padding", "missing term", "forward", "There is no padding, so the result is shorter than x, and its first entry does not belong to t = 0.", pad=lambda self, x: F.pad(x, (self.shift(), -self.shift()))),
         wrong("end_not_cut", "shape", "forward", "Zeros are added on both sides and what is too much at the end is not cut off: the result is longer than x.", pad=lambda self, x: F.pad(x, (self.reach() + self.shift(), self.reach() - self.shift()))),
-        wrong("padding_without_dilation", "missing term", "forward", "The number of zeros does not depend on the dilation: with gaps in the kernel it reaches further back.", reach=lambda self: self.k - 1),
-        wrong("padding_of_dilation", "missing term", "forward", "The number of zeros is the dilation, whatever the kernel's size.", reach=lambda self: self.d),
-        wrong("padding_off_by_one", "off by one", "forward", "There are zeros for kernel_size steps back, one too many: the kernel's last tap is the present. So the result is longer than x.", reach=lambda self: self.k * self.d),
+        wrong("padding_without_dilation", "missing term", "parameters", "The number of zeros does not depend on the dilation: with gaps in the kernel it reaches further back.", reach=lambda self: self.k - 1),
+        wrong("padding_of_dilation", "missing term", "parameters", "The number of zeros is the dilation, whatever the kernel's size.", reach=lambda self: self.d),
+        wrong("padding_off_by_one", "missing term", "parameters", "There are zeros for kernel_size steps back, one too many: the kernel's last tap is the present. So the result is longer than x.", reach=lambda self: self.k * self.d),
         wrong("off_by_one_cut", "off by one", "forward", "Every output sees what the one before should see: the kernel's last tap stands at t - d, for there is padding for one step back too many.", reach=lambda self: self.k * self.d, finish=lambda self, y, x: y[..., :x.shape[-1]]),
         wrong("padding_one_more", "off by one", "forward", "One zero too many stands before the start, and the result is one entry longer than x.", reach=lambda self: (self.k - 1) * self.d + 1),
         wrong("dilation_ignored", "missing term", "parameters", "The dilation is not used at all: the layer sees t, t - 1, t - 2, ...", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k), reach=lambda self: self.k - 1),
         wrong("kernel_without_dilation", "missing term", "parameters", "The zeros are counted with the dilation, but the convolution itself is made without it.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k)),
         wrong("dilation_as_stride", "exchanged", "parameters", "The dilation is handed to the convolution as its stride (the fourth argument): it leaves out outputs instead of inputs.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k, self.d)),
         wrong("kernel_and_dilation_exchanged", "exchanged", "parameters", "The size of the kernel and the dilation have changed places.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.d, dilation=self.k), reach=lambda self: (self.d - 1) * self.k),
+        wrong("kernel_and_channels_exchanged", "exchanged", "parameters", "c_out and kernel_size have changed places where the convolution is made.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, self.k, c_out, dilation=self.d)),
         wrong("channels_exchanged", "exchanged", "parameters", "c_in and c_out have changed places where the convolution is made.", make=lambda self, c_in, c_out: nn.Conv1d(c_out, c_in, self.k, dilation=self.d)),
         wrong("depthwise", "missing term", "parameters", "The convolution works on each channel by itself (groups); every output channel should see every input channel.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k, dilation=self.d, groups=c_in)),
         wrong("centre_mask", "wrong function", "forward", "A centred kernel with the future set to zero loses half of its taps, and reaches only half as far back.", pad=centred, convolve=masked_half),
@@ -315,6 +316,8 @@ CAUSAL_CONV1D = Exercise(
         wrong("exclusive_rolled", "wrong function", "forward", "`exclusive` turns the sequence round in a circle (roll): the last entry comes in at the start, and the first output sees the end.", pad=lambda self, x: F.pad(x.roll(self.shift(), -1), (self.reach(), 0))),
         wrong("exclusive_longer", "shape", "forward", "With `exclusive` one more zero comes in at the start, but no input falls out at the end: the result is one entry longer than x.", pad=lambda self, x: F.pad(x, (self.reach() + self.shift(), 0))),
         wrong("exclusive_shorter", "missing term", "forward", "With `exclusive` the last input is cut off, but no zero comes in at the start: the result is too short, and the output at t still sees t.", pad=lambda self, x: F.pad(x, (self.reach(), -self.shift()))),
+        wrong("exclusive_cut_at_both_ends", "sign", "forward", "With `exclusive` an input falls out at both ends; at the start a zero should come in.", pad=lambda self, x: F.pad(x, (self.reach() - self.shift(), -self.shift()))),
+        wrong("exclusive_longer_at_both_ends", "sign", "forward", "With `exclusive` a zero comes in at both ends; at the end an input should fall out.", pad=lambda self, x: F.pad(x, (self.reach() + self.shift(), self.shift()))),
         wrong("exclusive_tap", "wrong function", "forward", "`exclusive` puts a hole into the kernel at the present, which costs a tap; the whole kernel should be shifted by one place.", convolve=masked_tap),
         wrong("replicated", "wrong function", "forward", "The first entry is repeated before the start; there should be zeros, for nothing is known there.", pad=padded("replicate")),
         wrong("circular", "wrong function", "forward", "The end of the sequence is put before its start (circular padding): the first outputs see the future.", pad=padded("circular")),
@@ -489,7 +492,7 @@ PIXELCNN_MASK = Exercise(
         wrong("transposed", "exchanged", "value", "The mask is [in, out]: output and input channels have changed places, so a channel sees the ones after it.", join=lambda m: m.swapaxes(0, 1)),
         wrong("always_b", "missing term", "value", "The kind makes no difference: A opens the centre as B does, and a value sees itself.", centre=lambda kind, c: centre_open("B", c)),
         wrong("always_a", "missing term", "value", "The kind makes no difference: B hides a channel from itself, which only the first layer has to do.", centre=lambda kind, c: centre_open("A", c)),
-        wrong("no_channel_order", "missing term", "value", "The channels have no order: at the centre A hides all of them and B opens all.", centre=rule(lambda o, i: o < 0 * i, lambda o, i: o == o)),
+        wrong("no_channel_order", "order", "value", "The channels have no order: at the centre A hides all of them and B opens all.", centre=rule(lambda o, i: o < 0 * i, lambda o, i: o == o)),
         wrong("a_hides_all", "missing term", "value", "At the centre A hides all channels; those before the output's own are known already.", centre=rule(lambda o, i: o != o, lambda o, i: i <= o)),
         wrong("b_opens_all", "missing term", "value", "At the centre B opens all channels; those after the output's own are the future.", centre=rule(lambda o, i: i < o, lambda o, i: o == o)),
         wrong("a_hides_itself_only", "wrong function", "value", "At the centre A hides the channel itself and nothing else; the channels after it are the future as well.", centre=rule(lambda o, i: i != o, lambda o, i: i <= o)),
@@ -520,7 +523,8 @@ PIXELCNN_MASK = Exercise(
 
 def attention_inputs(rng):
     B, H, T, d = 3, 2, 5, 4
-    inputs = {k: rng.standard_normal((B, T, d)) for k in "qkv"} | {f"heads.{k}": rng.standard_normal((B, H, T, d)) for k in "qkv"}
+    inputs = {k: rng.standard_normal((B, T, d)) for k in "qkv"}
+    inputs |= {f"heads.{k}": rng.standard_normal((B, H, T, d)) for k in "qkv"} | {f"square.{k}": rng.standard_normal((B, d, d)) for k in "qkv"}
     inputs |= {f"direction.{k}": rng.standard_normal((B, T, d)) for k in "qkv"}
     return inputs | {"change": rng.choice([-1.0, 1.0], d) * rng.uniform(0.5, 1.5, d), "c": rng.standard_normal((B, T, d)),
                      "nudges": laws.STEP * laws.OFFSETS}
@@ -615,14 +619,14 @@ def lower(T):
     return torch.ones(T, T, dtype=torch.bool).tril()
 
 
-def attention_by(scores=lambda q, k: q @ k.transpose(-1, -2), scale=lambda s, q: s / math.sqrt(q.shape[-1]), visible=lower, hide=lambda s, see: s.masked_fill(~see, -math.inf),
+def attention_by(scores=lambda q, k: q @ k.transpose(-1, -2), scale=lambda s, q: s / math.sqrt(q.shape[-1]), visible=lower, length=lambda q: q.shape[-2], hide=lambda s, see: s.masked_fill(~see, -math.inf),
                  normalise=lambda s: s.softmax(-1), after=lambda p, q: p, mix=lambda p, v: p @ v, before=lambda q, k, v: (q, k, v), end=lambda out: out):
     """Attention piece by piece, for the misconceptions to deviate from."""
 
     def causal_attention(q, k, v):
         q, k, v = before(q, k, v)
         s = scale(scores(q, k), q)
-        return end(mix(after(normalise(hide(s, visible(s.shape[-1]))), q), v))
+        return end(mix(after(normalise(hide(s, visible(length(q)))), q), v))
 
     return causal_attention
 
@@ -689,6 +693,9 @@ CAUSAL_ATTENTION = Exercise(
         wrong("q_for_k", "wrong function", "value", "The queries are compared with themselves; the keys are not used.", before=lambda q, k, v: (q, q, v)),
         wrong("k_mixed", "wrong function", "value", "It is the keys that are averaged; the weights belong to the values.", before=lambda q, k, v: (q, k, k)),
         wrong("equal_weights", "missing term", "value", "All keys up to t get the same weight: the scores are not used.", scores=lambda q, k: 0 * (q @ k.transpose(-1, -2))),
+        wrong("products_of_columns", "exchanged", "value", "The scores are k^T q, d x d numbers: rows and columns have changed places; there is one score for each pair of positions.", scores=lambda q, k: k.transpose(-1, -2) @ q),
+        wrong("scores_are_q", "missing term", "value", "The queries themselves stand for the scores; they have not been compared with the keys.", scores=lambda q, k: q),
+        wrong("length_and_size_exchanged", "exchanged", "value", "The length T and the size d have changed places: T is the last but one of the dimensions, d the last.", length=lambda q: q.shape[-1], scale=lambda s, q: s / math.sqrt(q.shape[-2])),
         wrong("weights_transposed", "exchanged", "value", "The weights are transposed before they meet the values.", mix=lambda p, v: p.transpose(-1, -2) @ v),
         wrong("weights_alone", "missing term", "value", "The weights are returned; the mean of the values is missing.", mix=lambda p, v: p),
         wrong("scores_elementwise", "wrong function", "value", "Each key is compared with the query at its own position only (q * k); every query has to meet every key, q k^T.", scores=lambda q, k: (q * k).sum(-1)[..., None, :].expand(*q.shape[:-1], q.shape[-2])),
@@ -698,7 +705,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("input_scaled", "in place", "input", "q is divided by sqrt(d) in place: the caller's tensor is overwritten.", before=scaled_in_place, scale=lambda s, q: s),
         wrong("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", end=lambda out: out.detach()),
     ),
-    compare=("causal_attention.out", "causal_attention with v = 1.out", "causal_attention at one position.out", "causal_attention with heads.out", "q after", "gradient.along"),
+    compare=("causal_attention.out", "causal_attention with v = 1.out", "causal_attention at one position.out", "causal_attention with heads.out", "causal_attention with T = d.out", "q after", "gradient.along"),
     light=few_calls,
     picture=seen_beside(attention_panels, "value at s", "result at t"),
 )
@@ -948,12 +955,17 @@ DSF = Exercise(
         wrong("a_b_exchanged", "exchanged", "value", "a and b have changed places.", before=lambda a, b, w: (b, a, w)),
         wrong("b_w_exchanged", "exchanged", "value", "b and w have changed places.", before=lambda a, b, w: (a, w, b)),
         wrong("a_divides", "sign", "value", "x is divided by a; the sigmoids are those of a x + b.", inner=lambda x, a, b: x[..., None] / a + b),
-        wrong("y_sign", "sign", "value", "`y` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
+        wrong("y_sign", "exchanged", "value", "`y` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
         wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - p) is subtracted.", y=lambda cdf, rest: cdf + rest),
         wrong("y_log", "missing term", "value", "`y` is log p; of the logit the part log(1 - p) is missing.", y=lambda cdf, rest: cdf),
         wrong("y_log_rest", "missing term", "value", "`y` is -log(1 - p); of the logit the part log p is missing.", y=lambda cdf, rest: -rest),
         wrong("wrong_axis", "wrong axis", "value", "The sum goes over the dimensions instead of over the K sigmoids.", collect=lambda t: torch.logsumexp(t, 1), gather=lambda t: torch.logsumexp(t, 1)),
         wrong("over_the_batch", "wrong axis", "value", "The sum goes over the batch instead of over the K sigmoids.", collect=lambda t: torch.logsumexp(t, 0), gather=lambda t: torch.logsumexp(t, 0)),
+        wrong("slope_over_the_batch", "wrong axis", "ldj", "In `ldj` the terms are added up over the batch instead of over the K sigmoids.", gather=lambda t: torch.logsumexp(t, 0)),
+        wrong("new_dimension_in_front", "wrong axis", "value", "x gets its new dimension in front; the K sigmoids are in the last one.", inner=lambda x, a, b: a * x[None, ...] + b),
+        wrong("above_is_below", "sign", "value", "For 1 - sigmoid(u) a sign is missing: what stands there is sigmoid(u) once more.", above=F.logsigmoid),
+        wrong("ldj_only_a", "missing term", "ldj", "In `ldj` each term is a alone; weights and sigmoids are missing.", term=lambda w, b, a, d: d + 0 * b),
+        wrong("ldj_only_above", "missing term", "ldj", "In `ldj` only one factor of each term is left, sigmoid(-u).", term=lambda w, b, a, d: a),
         wrong("tanh", "wrong function", "value", "A tanh stands where the sigmoid belongs; it runs from -1 to 1, and its logarithm is not there below 0.", below=lambda u: torch.tanh(u).log(), above=lambda u: (1 - torch.tanh(u)).log()),
         wrong("ldj_no_sum", "shape", "ldj", laws.LDJ_FAULTS["ldj_no_sum"][1], ldj=lambda s: s),
         wrong("ldj_keepdim", "shape", "ldj", laws.LDJ_FAULTS["ldj_keepdim"][1], ldj=lambda s: s.sum(-1, keepdim=True)),
@@ -1223,11 +1235,16 @@ DENSE = Exercise(
         wrong("w_not_logged", "missing function", "value", "w is added to logarithms as it is; its logarithm belongs there.", log_w=lambda w: w),
         wrong("no_logit", "missing function", "value", "`h` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, in `h` and in `log_slope`.", y=lambda cdf, rest: cdf.exp(), slope=lambda pdf, cdf, rest: pdf),
         wrong("value_no_logit", "missing function", "value", "`h` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, though `log_slope` counts it.", y=lambda cdf, rest: cdf.exp()),
-        wrong("y_sign", "sign", "value", "`h` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
+        wrong("y_sign", "exchanged", "value", "`h` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
         wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - p) is subtracted.", y=lambda cdf, rest: cdf + rest),
         wrong("y_log", "missing term", "value", "`h` is log p; of the logit the part log(1 - p) is missing.", y=lambda cdf, rest: cdf),
         wrong("y_log_rest", "missing term", "value", "`h` is -log(1 - p); of the logit the part log p is missing.", y=lambda cdf, rest: -rest),
         wrong("sum_along_outputs", "wrong axis", "value", "The sigmoids are added up along the wrong dimension of w, over the outputs.", collect=lambda t: torch.logsumexp(t, -2), gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], -2)),
+        wrong("over_the_batch", "wrong axis", "value", "The sigmoids are added up over the batch.", collect=lambda t: torch.logsumexp(t, 0), gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], 0)),
+        wrong("slopes_over_the_batch", "wrong axis", "ldj", "The slopes that arrive are added up over the batch.", arriving=lambda lu, s: torch.logsumexp(lu + s[..., None, :], 0)),
+        wrong("terms_over_the_batch", "wrong axis", "ldj", "In `log_slope` the terms are added up over the batch.", gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], 0)),
+        wrong("new_dimension_in_front", "wrong axis", "value", "A vector gets its new dimension in front of all others; a matrix meets it along its last one, and the new one belongs before that.", mixed=lambda u, h: (u * h[None, ..., :]).sum(-1)),
+        wrong("above_is_below", "sign", "value", "For 1 - sigmoid(v) a sign is missing: what stands there is sigmoid(v) once more.", above=F.logsigmoid),
         wrong("exchanged", "exchanged", "value", "h and log_slope are returned in the wrong order.", end=lambda h, s: (s, h)),
         wrong("only_h", "missing term", "value", "Only h is returned; log_slope is missing.", end=lambda h, s: h),
         wrong("slope_detached", "detached", "gradient", "`log_slope` is cut off from the computation graph, so training would not see it.", end=lambda h, s: (h, s.detach())),

@@ -172,7 +172,7 @@ def causal_attention(objects, inputs):
             f"{name} with v = 1": lambda: attention(q.clone(), k.clone(), torch.ones_like(v)),
             f"{name} of one sequence": lambda: attention(q[:1].clone(), k[:1].clone(), v[:1].clone()),
             f"{name} at one position": lambda: attention(q[:, :1].clone(), k[:, :1].clone(), v[:, :1].clone()),
-            f"{name} with heads": lambda: attention(*given("heads.")),
+            f"{name} with heads": lambda: attention(*given("heads.")), f"{name} with T = d": lambda: attention(*given("square.")),
         }
         if "change" in inputs:
             steps |= {f"{name} with another {letter}": lambda which=which: changed(which) for which, letter in enumerate("qkv")}
