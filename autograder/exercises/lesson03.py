@@ -40,24 +40,25 @@ def same_after(inputs, outputs, names):
             raise Fail(f"The input `{name}` was changed in place: the caller's tensor was overwritten.")
 
 
-def seen_beside(panels, across, down):
-    """For "what sees what": the matrices of `panels(inputs, outputs)`, a list of (title, matrix or None), expected above yours."""
+def seen_beside(panels):
+    """For "what sees what": the matrices of `panels(inputs, outputs)`, a list of (title, matrix or None, across, down), expected beside yours."""
 
     def draw(inputs, outputs, reference):
         wanted, mine = panels(inputs, reference), panels(inputs, outputs)
-        figure = plotting.Picture(figsize=(3.6 * len(wanted), 7), layout="constrained")
-        axes = figure.subplots(2, len(wanted), squeeze=False)
+        n = len(wanted)
+        figure = plotting.Picture(figsize=(3.6 * n, 7) if n > 1 else (8, 4), layout="constrained")
+        axes = figure.subplots(2, n) if n > 1 else figure.subplots(1, 2)[:, None]
         for row, found, who in zip(axes, (wanted, mine), ("expected", "yours")):
-            for ax, (title, matrix), (_, want) in zip(row, found, wanted):
+            for ax, (title, matrix, across, down), (_, want, *_) in zip(row, found, wanted):
+                ax.set_title(f"{title}\n{who}", fontsize=plotting.FONT - 1)
                 if matrix is None or matrix.shape != want.shape or not np.isfinite(matrix).all():
                     pictures.empty(ax, "not solved yet" if pictures.unsolved(outputs) else "nothing to draw")
-                else:
-                    ax.imshow(np.abs(matrix), cmap="Greys", vmin=0, vmax=1)
-                    for i, j in np.argwhere(np.abs(matrix - want) > 1e-6):  # what should not be so
-                        ax.plot(j, i, "x", color=plotting.PALETTE["red"], markersize=9, markeredgewidth=2)
-                    ax.set_xticks([]), ax.set_yticks([])
-                    ax.set_xlabel(across, fontsize=plotting.FONT - 2), ax.set_ylabel(down, fontsize=plotting.FONT - 2)
-                ax.set_title(f"{title}: {who}" if len(wanted) < 3 else f"{title}\n{who}", fontsize=plotting.FONT - 1)
+                    continue
+                ax.imshow(np.abs(matrix), cmap="Greys", vmin=0, vmax=1)
+                for i, j in np.argwhere(np.abs(matrix - want) > 1e-3):
+                    ax.plot(j, i, "x", color=plotting.PALETTE["red"], markersize=min(9, 90 / len(want)), markeredgewidth=2)
+                ax.set_xticks([]), ax.set_yticks([])
+                ax.set_xlabel(across, fontsize=plotting.FONT - 2), ax.set_ylabel(down, fontsize=plotting.FONT - 2)
         return figure
 
     return draw
@@ -206,15 +207,14 @@ def causal_features(inputs, outputs):
 
 
 def causal_panels(inputs, outputs):
-    chosen = [(name, f"forward of {name} (entry by entry).y", CAUSAL_LAYERS[name][0][0], CAUSAL_LAYERS[name][2])
-              for name in ("CausalConv1d(1, 2, 3, dilation=4)", "CausalConv1d(2, 4, 2, exclusive=True)")]
     panels = []
-    for title, key, c_in, length in (*chosen, ("the stack", "forward of the stack.y", 1, inputs["stack.x"].shape[2])):
+    for title, name in (("kernel 3, dilation 4", "CausalConv1d(1, 2, 3, dilation=4)"), ("kernel 2, exclusive", "CausalConv1d(2, 4, 2, exclusive=True)"), ("a stack of four", None)):
+        key = f"forward of {name} (entry by entry).y" if name else "forward of the stack.y"
         try:
-            matrix = causal_moved(causal_responses(outputs, key, c_in, length)).any((0, 2)).astype(float)
+            matrix = causal_moved(causal_responses(outputs, key, *inputs[f"{name or 'stack'}.x"].shape[1:])).any((0, 2)).astype(float)
         except Fail:
             matrix = None
-        panels.append((title.replace("CausalConv1d", "").strip("()").split(", ", 2)[-1], matrix))
+        panels.append((title, matrix, "input x[s]", "output y[t]"))
     return panels
 
 
@@ -326,7 +326,7 @@ CAUSAL_CONV1D = Exercise(
         wrong("weights_detached", "detached", "gradient", "The weights are cut off from the computation graph, so they cannot be trained.", convolve=lambda self, x: F.conv1d(x, self.conv.weight.detach(), self.conv.bias.detach(), dilation=self.d)),
         wrong("detached", "detached", "gradient", "The result is cut off from the computation graph (detach, no_grad or numpy), so nothing could be trained through it.", finish=lambda self, y, x: y.detach()),
     ),
-    features=causal_features, picture=seen_beside(causal_panels, "input x[s]", "output y[t]"),
+    features=causal_features, picture=seen_beside(causal_panels),
 )
 
 
@@ -468,8 +468,9 @@ def pixel_panels(inputs, outputs):
 
     one, three, b = mask("A", 1, 5), mask("A", 3, 3), mask("B", 3, 3)
     stack = None if three is None or b is None else (pixel_depends((three, b, b), 3, 3, 3) > 0).astype(float)
-    return [("kind A, 1 channel", None if one is None else one[0, 0]), ("centre of A [out, in]", None if three is None else three[:, :, 1, 1]),
-            ("centre of B [out, in]", None if b is None else b[:, :, 1, 1]), ("stack A, B, B on 3 x 3 x 3", stack)]
+    channels = "input channel", "output channel"
+    return [("kind A, 1 channel", None if one is None else one[0, 0], "column", "row"), ("centre of A, 3 channels", None if three is None else three[:, :, 1, 1], *channels),
+            ("centre of B, 3 channels", None if b is None else b[:, :, 1, 1], *channels), ("stack A, B, B, 3 x 3 pixels", stack, "input value", "output value")]
 
 
 wrong = piecewise(pixel_by)
@@ -515,7 +516,7 @@ PIXELCNN_MASK = Exercise(
         wrong("channels_last", "order", "value", "The channels come last; the shape should be (channels, channels, k, k), like the weight of a convolution.", join=lambda m: m.transpose(2, 3, 0, 1)),
         wrong("one_in_channel", "shape", "value", "The mask has one input channel only; its shape should be (channels, channels, k, k).", join=lambda m: m[:, :1]),
     ),
-    features=pixel_features, picture=seen_beside(pixel_panels, "seen", "by"),
+    features=pixel_features, picture=seen_beside(pixel_panels),
 )
 
 
@@ -642,10 +643,9 @@ def scaled_in_place(q, k, v):
 
 def attention_panels(inputs, outputs):
     out, changed = (outputs.arrays.get(k) for k in ("causal_attention.out", "causal_attention with another v.out"))
-    T = inputs["q"].shape[1]
-    if out is None or changed is None or out.shape != inputs["q"].shape or changed.shape != (T, *out.shape):
-        return [("weight of value s in result t", None)]
-    return [("weight of value s in result t", ((changed - out)[:, 0, :, 0] / inputs["change"][0]).T)]
+    usable = out is not None and changed is not None and out.shape == inputs["q"].shape and changed.shape == (out.shape[1], *out.shape)
+    weights = ((changed - out)[:, 0, :, 0] / inputs["change"][0]).T if usable else None
+    return [("weight of each value", weights, "value at s", "result at t")]
 
 
 wrong = piecewise(attention_by)
@@ -707,7 +707,7 @@ CAUSAL_ATTENTION = Exercise(
     ),
     compare=("causal_attention.out", "causal_attention with v = 1.out", "causal_attention at one position.out", "causal_attention with heads.out", "causal_attention with T = d.out", "q after", "gradient.along"),
     light=few_calls,
-    picture=seen_beside(attention_panels, "value at s", "result at t"),
+    picture=seen_beside(attention_panels),
 )
 
 
@@ -746,7 +746,8 @@ def dsf_inputs(rng):
     inputs = {"x": x, "near": laws.near(x)} | sigmoidal_parameters(rng, B, D, K)
     inputs |= {f"direction.{k}": 0.5 * rng.standard_normal(inputs[k].shape) for k in "xab"} | {"direction.w": on_the_simplex(rng, inputs["w"])}
     far = {f"far.{k}": v for k, v in sigmoidal_parameters(rng, 1, 1, K).items()}
-    far["far.a"] = np.array([[[2.0, 0.7, 1.2, 1.6]]])  # steep enough for the tail to be one
+    far["far.a"] = rng.uniform(2.5, 4.0, (1, 1, K))  # steep enough for the tail to be one, and for steps that can be seen
+    far["far.b"] = -far["far.a"] * (np.array([-3.5, -1.2, 1.2, 3.5]) + rng.uniform(-0.3, 0.3, K))
     return inputs | far | {"far": np.linspace(-30, 30, 61), "grid": np.linspace(-6, 6, 121), "c": rng.standard_normal((B, D)), "r": rng.standard_normal(B),
                            "nudges": laws.STEP * laws.OFFSETS}
 
@@ -965,7 +966,7 @@ DSF = Exercise(
         wrong("new_dimension_in_front", "wrong axis", "value", "x gets its new dimension in front; the K sigmoids are in the last one.", inner=lambda x, a, b: a * x[None, ...] + b),
         wrong("above_is_below", "sign", "value", "For 1 - sigmoid(u) a sign is missing: what stands there is sigmoid(u) once more.", above=F.logsigmoid),
         wrong("ldj_only_a", "missing term", "ldj", "In `ldj` each term is a alone; weights and sigmoids are missing.", term=lambda w, b, a, d: d + 0 * b),
-        wrong("ldj_only_above", "missing term", "ldj", "In `ldj` only one factor of each term is left, sigmoid(-u).", term=lambda w, b, a, d: a),
+        wrong("ldj_only_above", "missing term", "ldj", "In `ldj` the weights and one factor of the sigmoid's derivative, sigmoid(u), are missing.", term=lambda w, b, a, d: a + d),
         wrong("tanh", "wrong function", "value", "A tanh stands where the sigmoid belongs; it runs from -1 to 1, and its logarithm is not there below 0.", below=lambda u: torch.tanh(u).log(), above=lambda u: (1 - torch.tanh(u)).log()),
         wrong("ldj_no_sum", "shape", "ldj", laws.LDJ_FAULTS["ldj_no_sum"][1], ldj=lambda s: s),
         wrong("ldj_keepdim", "shape", "ldj", laws.LDJ_FAULTS["ldj_keepdim"][1], ldj=lambda s: s.sum(-1, keepdim=True)),
