@@ -303,6 +303,7 @@ CAUSAL_CONV1D = Exercise(
         wrong("dilation_as_stride", "exchanged", "parameters", "The dilation is handed to the convolution as its stride (the fourth argument): it leaves out outputs instead of inputs.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k, self.d)),
         wrong("kernel_and_dilation_exchanged", "exchanged", "parameters", "The size of the kernel and the dilation have changed places.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.d, dilation=self.k), reach=lambda self: (self.d - 1) * self.k),
         wrong("kernel_and_channels_exchanged", "exchanged", "parameters", "c_out and kernel_size have changed places where the convolution is made.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, self.k, c_out, dilation=self.d)),
+        wrong("reach_and_exclusive_exchanged", "exchanged", "parameters", "The number of zeros and `exclusive` have changed places where they are stored.", pad=lambda self, x: F.pad(x, (int(self.exclusive) + 1, -1) if self.reach() else (int(self.exclusive), 0))),
         wrong("channels_exchanged", "exchanged", "parameters", "c_in and c_out have changed places where the convolution is made.", make=lambda self, c_in, c_out: nn.Conv1d(c_out, c_in, self.k, dilation=self.d)),
         wrong("depthwise", "missing term", "parameters", "The convolution works on each channel by itself (groups); every output channel should see every input channel.", make=lambda self, c_in, c_out: nn.Conv1d(c_in, c_out, self.k, dilation=self.d, groups=c_in)),
         wrong("centre_mask", "wrong function", "forward", "A centred kernel with the future set to zero loses half of its taps, and reaches only half as far back.", pad=centred, convolve=masked_half),
@@ -318,6 +319,9 @@ CAUSAL_CONV1D = Exercise(
         wrong("exclusive_shorter", "missing term", "forward", "With `exclusive` the last input is cut off, but no zero comes in at the start: the result is too short, and the output at t still sees t.", pad=lambda self, x: F.pad(x, (self.reach(), -self.shift()))),
         wrong("exclusive_cut_at_both_ends", "sign", "forward", "With `exclusive` an input falls out at both ends; at the start a zero should come in.", pad=lambda self, x: F.pad(x, (self.reach() - self.shift(), -self.shift()))),
         wrong("exclusive_longer_at_both_ends", "sign", "forward", "With `exclusive` a zero comes in at both ends; at the end an input should fall out.", pad=lambda self, x: F.pad(x, (self.reach() + self.shift(), self.shift()))),
+        wrong("exclusive_sides_exchanged", "exchanged", "forward", "With `exclusive` before and after have changed places: zeros come in at the end, and the first input falls out.", pad=lambda self, x: F.pad(x, (-1, self.reach() + 1) if self.exclusive else (self.reach(), 0))),
+        wrong("other_sides_exchanged", "exchanged", "forward", "Where the layer is not exclusive, before and after have changed places: it sees t and what comes after it.", pad=lambda self, x: F.pad(x, (self.reach() + 1, -1) if self.exclusive else (0, self.reach()))),
+        wrong("exclusive_without_reach", "missing term", "forward", "With `exclusive` there is one zero for the shift and none for the rest of the kernel: the result is shorter than x.", pad=lambda self, x: F.pad(x, (1, -1) if self.exclusive else (self.reach(), 0))),
         wrong("exclusive_tap", "wrong function", "forward", "`exclusive` puts a hole into the kernel at the present, which costs a tap; the whole kernel should be shifted by one place.", convolve=masked_tap),
         wrong("replicated", "wrong function", "forward", "The first entry is repeated before the start; there should be zeros, for nothing is known there.", pad=padded("replicate")),
         wrong("circular", "wrong function", "forward", "The end of the sequence is put before its start (circular padding): the first outputs see the future.", pad=padded("circular")),
@@ -611,9 +615,9 @@ def gradients_arrive(along, nudged, names, what):
 def attention_heads(inputs, outputs, reference):
     got, want = outputs["causal_attention with heads.out"], attention_truth(*(inputs[f"heads.{k}"] for k in "qkv"))
     if got.shape != want.shape:
-        raise Fail(f"For q, k, v of shape (B, H, T, d) = {want.shape} the result has shape {got.shape}; each head attends by itself.")
+        raise Fail(f"For q, k, v of shape (B, H, L, d) = {want.shape} the result has shape {got.shape}; each head attends by itself.")
     if not laws.close(got, want, laws.tolerance(got)).all():
-        raise Fail("For q, k, v of shape (B, H, T, d) the result is not that of each head by itself.")
+        raise Fail("For q, k, v of shape (B, H, L, d) the result is not that of each head by itself.")
 
 
 def lower(T):
@@ -653,7 +657,7 @@ CAUSAL_ATTENTION = Exercise(
     id="causal_attention", title="Attention that does not look ahead", minutes=12, difficulty=2,
     hints=(
         "Three steps: the scores of all pairs of positions, q times k transposed, divided by the square root of d; then for each query weights over the keys, positive and of sum one; then the weighted mean of the values. Where do the keys after t have to disappear, so that the weights still add up to one?",
-        "Before the softmax, a score of minus infinity becomes a weight of zero: `scores.masked_fill(hidden, -math.inf)`, with `hidden` the part of a (T, T) matrix above the diagonal (`torch.triu` with `diagonal=1`). `transpose(-1, -2)` works for any leading dimensions.",
+        "Before the softmax, a score of minus infinity becomes a weight of zero: `scores.masked_fill(hidden, -math.inf)`, with `hidden` the part of a (L, L) matrix above the diagonal (`torch.triu` with `diagonal=1`). `transpose(-1, -2)` works for any leading dimensions.",
     ),
     inputs=attention_inputs, reference=flowkit_class("nets", "causal_attention"),
     cases=(
@@ -661,7 +665,7 @@ CAUSAL_ATTENTION = Exercise(
         Case("the result at t sees all keys and values up to t, none later", 2, no_look_ahead),
         Case("v = ones gives ones", 1, ones_give_ones),
         Case("softmax(q k^T / sqrt(d)) v, with its gradients", 1, attention_values),
-        Case("the same for (B, H, T, d)", 1, attention_heads),
+        Case("the same for (B, H, L, d)", 1, attention_heads),
     ),
     misconceptions=(
         wrong("no_mask", "missing term", "value", "Nothing is hidden: every position looks at the whole sequence, the future included.", visible=see_all),
@@ -685,7 +689,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("no_scale", "missing term", "value", "The scores are not divided by sqrt(d).", scale=lambda s, q: s),
         wrong("scale_d", "missing function", "value", "The scores are divided by d; the square root is missing.", scale=lambda s, q: s / q.shape[-1]),
         wrong("scale_times", "sign", "value", "The scores are multiplied by sqrt(d) instead of being divided by it.", scale=lambda s, q: s * math.sqrt(q.shape[-1])),
-        wrong("scale_length", "wrong function", "value", "The scores are divided by the root of the length T; it should be the root of d, the size of a query.", scale=lambda s, q: s / math.sqrt(q.shape[-2])),
+        wrong("scale_length", "wrong function", "value", "The scores are divided by the root of the length L; it should be the root of d, the size of a query.", scale=lambda s, q: s / math.sqrt(q.shape[-2])),
         wrong("scale_after", "order", "value", "The division by sqrt(d) comes after the softmax, so that the weights no longer add up to one; it belongs to the scores.", scale=lambda s, q: s, after=lambda p, q: p / math.sqrt(q.shape[-1])),
         wrong("scores_negative", "sign", "value", "The scores have the wrong sign: what fits best gets the smallest weight.", scale=lambda s, q: -s / math.sqrt(q.shape[-1])),
         wrong("q_k_exchanged", "exchanged", "value", "Queries and keys have changed places: the scores are k q^T.", before=lambda q, k, v: (k, q, v)),
@@ -695,7 +699,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("equal_weights", "missing term", "value", "All keys up to t get the same weight: the scores are not used.", scores=lambda q, k: 0 * (q @ k.transpose(-1, -2))),
         wrong("products_of_columns", "exchanged", "value", "The scores are k^T q, d x d numbers: rows and columns have changed places; there is one score for each pair of positions.", scores=lambda q, k: k.transpose(-1, -2) @ q),
         wrong("scores_are_q", "missing term", "value", "The queries themselves stand for the scores; they have not been compared with the keys.", scores=lambda q, k: q),
-        wrong("length_and_size_exchanged", "exchanged", "value", "The length T and the size d have changed places: T is the last but one of the dimensions, d the last.", length=lambda q: q.shape[-1], scale=lambda s, q: s / math.sqrt(q.shape[-2])),
+        wrong("length_and_size_exchanged", "exchanged", "value", "The length L and the size d have changed places: L is the last but one of the dimensions, d the last.", length=lambda q: q.shape[-1], scale=lambda s, q: s / math.sqrt(q.shape[-2])),
         wrong("weights_transposed", "exchanged", "value", "The weights are transposed before they meet the values.", mix=lambda p, v: p.transpose(-1, -2) @ v),
         wrong("weights_alone", "missing term", "value", "The weights are returned; the mean of the values is missing.", mix=lambda p, v: p),
         wrong("scores_elementwise", "wrong function", "value", "Each key is compared with the query at its own position only (q * k); every query has to meet every key, q k^T.", scores=lambda q, k: (q * k).sum(-1)[..., None, :].expand(*q.shape[:-1], q.shape[-2])),
@@ -907,7 +911,7 @@ DSF = Exercise(
     id="dsf", title="A deep sigmoidal flow in one layer", minutes=18, difficulty=3,
     hints=(
         "You know this map: it is the mixture of logistics with the scale turned into a slope a. A weighted sum of sigmoids lies between 0 and 1, and the logit brings it back to the whole line. The slope is the product of three: the logit's, the sigmoids' (with their weights), and a.",
-        "In logarithms, with u = a x + b: log p = `torch.logsumexp(log w + F.logsigmoid(u), -1)`, and log(1 - p) is the same with -u. The logit is their difference and its slope is 1 / (p (1 - p)). The slope of a sigmoid is sigmoid(u) sigmoid(-u). At the end sum over the dimensions.",
+        "In logarithms, with u = a x + b: log S = `torch.logsumexp(log w + F.logsigmoid(u), -1)`, and log(1 - S) is the same with -u. The logit is their difference and its slope is 1 / (S (1 - S)). The slope of a sigmoid is sigmoid(u) sigmoid(-u). At the end sum over the dimensions.",
     ),
     inputs=dsf_inputs, reference=dsf_reference,
     cases=(
@@ -921,11 +925,11 @@ DSF = Exercise(
         wrong("no_logit", "missing function", "value", "`y` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, in `y` and in `ldj`.", y=lambda cdf, rest: cdf.exp(), slope=lambda pdf, cdf, rest: pdf),
         wrong("value_no_logit", "missing function", "value", "`y` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, though `ldj` counts it.", y=lambda cdf, rest: cdf.exp()),
         wrong("ldj_no_logit", "missing term", "ldj", "In `ldj` the derivative of the logit is missing.", slope=lambda pdf, cdf, rest: pdf),
-        wrong("ldj_half_logit", "missing term", "ldj", "In `ldj` one factor of the logit's derivative 1 / (p (1 - p)) is missing: 1 - p.", slope=lambda pdf, cdf, rest: pdf - cdf),
-        wrong("ldj_other_half_logit", "missing term", "ldj", "In `ldj` one factor of the logit's derivative 1 / (p (1 - p)) is missing: p.", slope=lambda pdf, cdf, rest: pdf - rest),
-        wrong("ldj_logit_sign", "sign", "ldj", "In `ldj` the derivative of the logit has the wrong sign: p (1 - p) divides.", slope=lambda pdf, cdf, rest: pdf + cdf + rest),
-        wrong("ldj_logit_quotient", "sign", "ldj", "In `ldj` the derivative of the logit is taken to be (1 - p) / p; it is 1 / (p (1 - p)).", slope=lambda pdf, cdf, rest: pdf - cdf + rest),
-        wrong("ldj_logit_quotient_turned", "sign", "ldj", "In `ldj` the derivative of the logit is taken to be p / (1 - p); it is 1 / (p (1 - p)).", slope=lambda pdf, cdf, rest: pdf + cdf - rest),
+        wrong("ldj_half_logit", "missing term", "ldj", "In `ldj` one factor of the logit's derivative 1 / (S (1 - S)) is missing: 1 - S.", slope=lambda pdf, cdf, rest: pdf - cdf),
+        wrong("ldj_other_half_logit", "missing term", "ldj", "In `ldj` one factor of the logit's derivative 1 / (S (1 - S)) is missing: S.", slope=lambda pdf, cdf, rest: pdf - rest),
+        wrong("ldj_logit_sign", "sign", "ldj", "In `ldj` the derivative of the logit has the wrong sign: S (1 - S) divides.", slope=lambda pdf, cdf, rest: pdf + cdf + rest),
+        wrong("ldj_logit_quotient", "sign", "ldj", "In `ldj` the derivative of the logit is taken to be (1 - S) / S; it is 1 / (S (1 - S)).", slope=lambda pdf, cdf, rest: pdf - cdf + rest),
+        wrong("ldj_logit_quotient_turned", "sign", "ldj", "In `ldj` the derivative of the logit is taken to be S / (1 - S); it is 1 / (S (1 - S)).", slope=lambda pdf, cdf, rest: pdf + cdf - rest),
         wrong("ldj_only_logit", "missing term", "ldj", "`ldj` holds the derivative of the logit alone; that of the mixture is missing.", slope=lambda pdf, cdf, rest: -cdf - rest),
         wrong("ldj_no_sigmoid", "missing term", "ldj", "In `ldj` the derivative of the sigmoids is missing.", term=lambda w, b, a, d: w + d + 0 * b),
         wrong("ldj_sigmoid_itself", "missing term", "ldj", "In `ldj` the sigmoid stands where its derivative belongs: the factor sigmoid(-u) is missing.", term=lambda w, b, a, d: w + b + d),
@@ -956,10 +960,10 @@ DSF = Exercise(
         wrong("a_b_exchanged", "exchanged", "value", "a and b have changed places.", before=lambda a, b, w: (b, a, w)),
         wrong("b_w_exchanged", "exchanged", "value", "b and w have changed places.", before=lambda a, b, w: (a, w, b)),
         wrong("a_divides", "sign", "value", "x is divided by a; the sigmoids are those of a x + b.", inner=lambda x, a, b: x[..., None] / a + b),
-        wrong("y_sign", "exchanged", "value", "`y` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
-        wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - p) is subtracted.", y=lambda cdf, rest: cdf + rest),
-        wrong("y_log", "missing term", "value", "`y` is log p; of the logit the part log(1 - p) is missing.", y=lambda cdf, rest: cdf),
-        wrong("y_log_rest", "missing term", "value", "`y` is -log(1 - p); of the logit the part log p is missing.", y=lambda cdf, rest: -rest),
+        wrong("y_sign", "exchanged", "value", "`y` has the wrong sign: the logit is log S - log(1 - S).", y=lambda cdf, rest: rest - cdf),
+        wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - S) is subtracted.", y=lambda cdf, rest: cdf + rest),
+        wrong("y_log", "missing term", "value", "`y` is log S; of the logit the part log(1 - S) is missing.", y=lambda cdf, rest: cdf),
+        wrong("y_log_rest", "missing term", "value", "`y` is -log(1 - S); of the logit the part log S is missing.", y=lambda cdf, rest: -rest),
         wrong("wrong_axis", "wrong axis", "value", "The sum goes over the dimensions instead of over the K sigmoids.", collect=lambda t: torch.logsumexp(t, 1), gather=lambda t: torch.logsumexp(t, 1)),
         wrong("over_the_batch", "wrong axis", "value", "The sum goes over the batch instead of over the K sigmoids.", collect=lambda t: torch.logsumexp(t, 0), gather=lambda t: torch.logsumexp(t, 0)),
         wrong("slope_over_the_batch", "wrong axis", "ldj", "In `ldj` the terms are added up over the batch instead of over the K sigmoids.", gather=lambda t: torch.logsumexp(t, 0)),
@@ -1170,7 +1174,7 @@ DENSE = Exercise(
     id="ddsf", title="A dense layer of sigmoids", minutes=20, difficulty=5,
     hints=(
         "Forward there are two matrices: u mixes the d_in inputs into d_out lines v = a (u h) + b, and w mixes the d_out sigmoids of these lines; the logit is taken entry by entry. For the slopes follow the same way with the chain rule: each of these steps has a slope, and that of a matrix is the matrix itself.",
-        "In logarithms a matrix times a vector is `torch.logsumexp(log M + log_vector[..., None, :], -1)`. You need it for u with the slopes that arrive, for w with the sigmoids, and for w with the slopes of the sigmoids' terms. The logit's slope 1 / (p (1 - p)) comes last, with p from the sum over w.",
+        "In logarithms a matrix times a vector is `torch.logsumexp(log M + log_vector[..., None, :], -1)`. You need it for u with the slopes that arrive, for w with the sigmoids, and for w with the slopes of the sigmoids' terms. The logit's slope 1 / (S (1 - S)) comes last, with S from the sum over w.",
     ),
     inputs=ddsf_inputs, reference=flowkit_class("elementwise", "ddsf_layer"),
     cases=(
@@ -1197,10 +1201,10 @@ DENSE = Exercise(
         wrong("slope_w_elementwise", "wrong function", "ldj", "In `log_slope` the terms are not mixed by w: each output has the slope of its own line only.", gather=lambda lw, t: t),
         wrong("slope_averaged_in_logs", "order", "ldj", "In `log_slope` the logarithms of the terms are averaged with w; the terms are averaged first, and then the logarithm is taken.", gather=averaged),
         wrong("slope_no_logit", "missing term", "ldj", "In `log_slope` the derivative of the logit is missing.", slope=lambda pdf, cdf, rest: pdf),
-        wrong("slope_half_logit", "missing term", "ldj", "In `log_slope` one factor of the logit's derivative 1 / (p (1 - p)) is missing: 1 - p.", slope=lambda pdf, cdf, rest: pdf - cdf),
-        wrong("slope_other_half_logit", "missing term", "ldj", "In `log_slope` one factor of the logit's derivative 1 / (p (1 - p)) is missing: p.", slope=lambda pdf, cdf, rest: pdf - rest),
-        wrong("slope_logit_sign", "sign", "ldj", "In `log_slope` the derivative of the logit has the wrong sign: p (1 - p) divides.", slope=lambda pdf, cdf, rest: pdf + cdf + rest),
-        wrong("slope_logit_quotient", "sign", "ldj", "In `log_slope` the derivative of the logit is taken to be (1 - p) / p; it is 1 / (p (1 - p)).", slope=lambda pdf, cdf, rest: pdf - cdf + rest),
+        wrong("slope_half_logit", "missing term", "ldj", "In `log_slope` one factor of the logit's derivative 1 / (S (1 - S)) is missing: 1 - S.", slope=lambda pdf, cdf, rest: pdf - cdf),
+        wrong("slope_other_half_logit", "missing term", "ldj", "In `log_slope` one factor of the logit's derivative 1 / (S (1 - S)) is missing: S.", slope=lambda pdf, cdf, rest: pdf - rest),
+        wrong("slope_logit_sign", "sign", "ldj", "In `log_slope` the derivative of the logit has the wrong sign: S (1 - S) divides.", slope=lambda pdf, cdf, rest: pdf + cdf + rest),
+        wrong("slope_logit_quotient", "sign", "ldj", "In `log_slope` the derivative of the logit is taken to be (1 - S) / S; it is 1 / (S (1 - S)).", slope=lambda pdf, cdf, rest: pdf - cdf + rest),
         wrong("slope_only_logit", "missing term", "ldj", "`log_slope` holds the derivative of the logit alone.", slope=lambda pdf, cdf, rest: -cdf - rest),
         wrong("slope_no_sigmoid", "missing term", "ldj", "In `log_slope` the derivative of the sigmoids is missing.", term=lambda b, a, s: s + 0 * b),
         wrong("slope_sigmoid_itself", "missing term", "ldj", "In `log_slope` the sigmoid stands where its derivative belongs: the factor sigmoid(-v) is missing.", term=lambda b, a, s: b + s),
@@ -1236,15 +1240,17 @@ DENSE = Exercise(
         wrong("w_not_logged", "missing function", "value", "w is added to logarithms as it is; its logarithm belongs there.", log_w=lambda w: w),
         wrong("no_logit", "missing function", "value", "`h` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, in `h` and in `log_slope`.", y=lambda cdf, rest: cdf.exp(), slope=lambda pdf, cdf, rest: pdf),
         wrong("value_no_logit", "missing function", "value", "`h` is the mixture of sigmoids itself, between 0 and 1: the logit is missing, though `log_slope` counts it.", y=lambda cdf, rest: cdf.exp()),
-        wrong("y_sign", "exchanged", "value", "`h` has the wrong sign: the logit is log p - log(1 - p).", y=lambda cdf, rest: rest - cdf),
-        wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - p) is subtracted.", y=lambda cdf, rest: cdf + rest),
-        wrong("y_log", "missing term", "value", "`h` is log p; of the logit the part log(1 - p) is missing.", y=lambda cdf, rest: cdf),
-        wrong("y_log_rest", "missing term", "value", "`h` is -log(1 - p); of the logit the part log p is missing.", y=lambda cdf, rest: -rest),
+        wrong("y_sign", "exchanged", "value", "`h` has the wrong sign: the logit is log S - log(1 - S).", y=lambda cdf, rest: rest - cdf),
+        wrong("y_sum", "sign", "value", "In the logit the two logarithms are added; log(1 - S) is subtracted.", y=lambda cdf, rest: cdf + rest),
+        wrong("y_log", "missing term", "value", "`h` is log S; of the logit the part log(1 - S) is missing.", y=lambda cdf, rest: cdf),
+        wrong("y_log_rest", "missing term", "value", "`h` is -log(1 - S); of the logit the part log S is missing.", y=lambda cdf, rest: -rest),
         wrong("sum_along_outputs", "wrong axis", "value", "The sigmoids are added up along the wrong dimension of w, over the outputs.", collect=lambda t: torch.logsumexp(t, -2), gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], -2)),
         wrong("over_the_batch", "wrong axis", "value", "The sigmoids are added up over the batch.", collect=lambda t: torch.logsumexp(t, 0), gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], 0)),
         wrong("slopes_over_the_batch", "wrong axis", "ldj", "The slopes that arrive are added up over the batch.", arriving=lambda lu, s: torch.logsumexp(lu + s[..., None, :], 0)),
         wrong("terms_over_the_batch", "wrong axis", "ldj", "In `log_slope` the terms are added up over the batch.", gather=lambda lw, t: torch.logsumexp(lw + t[..., None, :], 0)),
         wrong("new_dimension_in_front", "wrong axis", "value", "A vector gets its new dimension in front of all others; a matrix meets it along its last one, and the new one belongs before that.", mixed=lambda u, h: (u * h[None, ..., :]).sum(-1)),
+        wrong("column_in_front", "wrong axis", "value", "h gets its new dimension in front of all others, so it is no column for the matrix u.", mixed=lambda u, h: (u @ h[None, ...])[..., 0]),
+        wrong("first_row_taken", "wrong axis", "value", "Of u h the first row of the batch is taken; it is the last dimension that should go.", mixed=lambda u, h: (u @ h[..., None])[0]),
         wrong("above_is_below", "sign", "value", "For 1 - sigmoid(v) a sign is missing: what stands there is sigmoid(v) once more.", above=F.logsigmoid),
         wrong("exchanged", "exchanged", "value", "h and log_slope are returned in the wrong order.", end=lambda h, s: (s, h)),
         wrong("only_h", "missing term", "value", "Only h is returned; log_slope is missing.", end=lambda h, s: h),

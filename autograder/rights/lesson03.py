@@ -320,12 +320,12 @@ def dsf_cosh(x, a, b, w):
 
 
 def ddsf_plain(h, log_slope, w, u, a, b):
-    v = a * (u * h.unsqueeze(-2)).sum(-1) + b
+    v = a * torch.matmul(u, h.unsqueeze(-1)).squeeze(-1) + b
     log_dv = torch.log(a) + torch.logsumexp(torch.log(u) + log_slope.unsqueeze(-2), dim=-1)
-    log_w = torch.log(w)
-    log_p = torch.logsumexp(log_w + F.logsigmoid(v).unsqueeze(-2), dim=-1)
-    log_q = torch.logsumexp(log_w + F.logsigmoid(-v).unsqueeze(-2), dim=-1)
-    log_dp = torch.logsumexp(log_w + (F.logsigmoid(v) + F.logsigmoid(-v) + log_dv).unsqueeze(-2), dim=-1)
+    below, above, log_dv = F.logsigmoid(v).unsqueeze(-2), F.logsigmoid(-v).unsqueeze(-2), log_dv.unsqueeze(-2)
+    log_p = torch.logsumexp(torch.log(w) + below, dim=-1)
+    log_q = torch.logsumexp(torch.log(w) + above, dim=-1)
+    log_dp = torch.logsumexp(torch.log(w) + below + above + log_dv, dim=-1)
     return log_p - log_q, log_dp - log_p - log_q
 
 
