@@ -21,7 +21,8 @@ CAUSAL_LAYERS = {  # how a layer is made: (c_in, c_out, kernel_size), what else 
     "CausalConv1d(1, 1, 1, exclusive=True)": ((1, 1, 1), {"exclusive": True}, 5),
     "CausalConv1d(1, 2, 3, dilation=3, exclusive=True)": ((1, 2, 3), {"dilation": 3, "exclusive": True}, 11),
 }
-CAUSAL_STACK = (((1, 2, 2), {"exclusive": True}), ((2, 2, 2), {"dilation": 1}), ((2, 2, 2), {"dilation": 2}), ((2, 1, 2), {"dilation": 4}))
+CAUSAL_STACK = (((1, 2, 2), {"exclusive": True}), ((2, 2, 2), {"dilation": 1}), ((2, 2, 2), {"dilation": 2}),
+                ((2, 1, 2), {"dilation": 4}))
 CAUSAL_TRAINED = "CausalConv1d(2, 4, 2, exclusive=True)"
 
 
@@ -118,15 +119,18 @@ def argument_gradients(record, losses, inputs, names):
     `losses(*arguments)` gives one number for each B rows of its arguments; all nudged ones go through the answer as one batch.
     """
 
+    def direction(k):
+        return tensor(inputs[f"direction.{k}"])
+
     def along():
         values = [tensor(inputs[k]).requires_grad_() for k in names]
         value = losses(*values).sum()
         grads = torch.autograd.grad(value, values, allow_unused=True) if value.requires_grad else [None] * len(names)
-        return torch.stack([torch.zeros(()) if g is None else (g * tensor(inputs[f"direction.{k}"])).sum() for k, g in zip(names, grads)])
+        return torch.stack([torch.zeros(()) if g is None else (g * direction(k)).sum() for k, g in zip(names, grads)])
 
     def nudged():
         steps = [(moved, t) for moved in names for t in inputs["nudges"]]
-        values = [torch.cat([tensor(inputs[k]) + (t if k == moved else 0.0) * tensor(inputs[f"direction.{k}"]) for moved, t in steps]) for k in names]
+        values = [torch.cat([tensor(inputs[k]) + (t if k == moved else 0.0) * direction(k) for moved, t in steps]) for k in names]
         return losses(*values).reshape(len(names), -1)
 
     with contextlib.suppress(Stop):
@@ -202,7 +206,8 @@ def dsf(objects, inputs):
     def losses(*values):
         (y, _), (ldj, _) = unpack("dsf", f(*values), "y", "ldj")
         if y.shape != values[0].shape or ldj.shape != y.shape[:1]:
-            raise Complaint(f"dsf returns y of shape {tuple(y.shape)} and ldj of shape {tuple(ldj.shape)} for x of shape {tuple(values[0].shape)}")
+            shapes = [tuple(t.shape) for t in (y, ldj, values[0])]
+            raise Complaint("dsf returns y of shape {} and ldj of shape {} for x of shape {}".format(*shapes))
         return weighted(inputs["c"], y) + weighted(inputs["r"], ldj)
 
     def drawn():
@@ -249,7 +254,8 @@ def ddsf(objects, inputs):
         h = tensor(x, dtype)[..., None]
         log_slope = torch.zeros_like(h)
         for prefix in DDSF_LAYERS:
-            (h, _), (log_slope, _) = unpack("the network", layer(h, log_slope, *expanded(part(inputs, prefix), each, dtype)), "h", "log_slope")
+            result = layer(h, log_slope, *expanded(part(inputs, prefix), each, dtype))
+            (h, _), (log_slope, _) = unpack("the network", result, "h", "log_slope")
         return h, log_slope
 
     def nearby(mine):
@@ -262,7 +268,8 @@ def ddsf(objects, inputs):
         (h, _), (log_slope, _) = unpack("ddsf_layer", layer(*values), "h", "log_slope")
         want = tuple(values[4].shape)
         if tuple(h.shape) != want or tuple(log_slope.shape) != want:
-            raise Complaint(f"ddsf_layer returns h of shape {tuple(h.shape)} and log_slope of shape {tuple(log_slope.shape)}; both should be (B, D, d_out) = {want}")
+            shapes = f"h of shape {tuple(h.shape)} and log_slope of shape {tuple(log_slope.shape)}"
+            raise Complaint(f"ddsf_layer returns {shapes}; both should be (B, D, d_out) = {want}")
         return weighted(inputs["c"], h) + weighted(inputs["r"], log_slope)
 
     def drawn():
@@ -270,7 +277,7 @@ def ddsf(objects, inputs):
         h = tensor(inputs["grid"])[:, None, None]
         log_slope = torch.zeros_like(h)
         for prefix in DDSF_LAYERS:
-            p = [tensor(inputs[prefix + k][:1, :1]).expand(len(h), *(-1,) * (inputs[prefix + k].ndim - 1)).clone() for k in DDSF_NAMES[2:]]
+            p = [tensor(inputs[prefix + k][:1, :1]).repeat_interleave(len(h), 0) for k in DDSF_NAMES[2:]]
             (h, _), (log_slope, _) = unpack("the network", layer(h, log_slope, *p), "h", "log_slope")
         return h.reshape(-1), log_slope.reshape(-1)
 
@@ -298,7 +305,8 @@ def ddsf(objects, inputs):
                 record.many("picture", drawn, "h", "log_slope")
         with contextlib.suppress(Stop):
             torch.set_default_dtype(torch.float32)
-            record.many("the network far out in float32", lambda: network(inputs["far"], len(inputs["far"]) // len(inputs["x"]), torch.float32), "h", "log_slope")
+            each = len(inputs["far"]) // len(inputs["x"])
+            record.many("the network far out in float32", lambda: network(inputs["far"], each, torch.float32), "h", "log_slope")
     return record
 
 

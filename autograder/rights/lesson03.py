@@ -80,10 +80,10 @@ class CausalToeplitz(nn.Module):
     def forward(self, x):
         length = x.shape[-1]
         y = self.bias[:, None].expand(len(x), -1, length)
+        time = torch.arange(length)
         for k, w in enumerate(self.weight):
-            shift = torch.diag(torch.ones(max(0, length - self.first - k * self.dilation), dtype=x.dtype), -(self.first + k * self.dilation)) \
-                if length > self.first + k * self.dilation else torch.zeros(length, length, dtype=x.dtype)
-            y = y + torch.einsum("oc,bcs,ts->bot", w, x, shift)
+            band = (time[:, None] - time == self.first + k * self.dilation).to(x.dtype)
+            y = y + torch.einsum("oc,bcs,ts->bot", w, x, band)
         return y
 
 
@@ -160,7 +160,8 @@ def pixel_lists(kind, channels, kernel_size):
             return int(i < o) if kind == "A" else int(i <= o)
         return int((r, c) < (m, m))
 
-    return torch.tensor([[[[entry(o, i, r, c) for c in range(kernel_size)] for r in range(kernel_size)] for i in range(channels)] for o in range(channels)])
+    side = range(kernel_size)
+    return torch.tensor([[[[entry(o, i, r, c) for c in side] for r in side] for i in range(channels)] for o in range(channels)])
 
 
 def pixel_numpy(kind, channels, kernel_size):
@@ -239,7 +240,8 @@ def attention_online(q, k, v):
         score = (q * k[..., s:s + 1, :]).sum(-1, keepdim=True) * scale
         score = torch.where(place >= s, score, torch.tensor(-math.inf, dtype=q.dtype))
         new = torch.maximum(top, score)
-        old, weight = torch.exp(torch.where(torch.isinf(top), -math.inf, top - new.nan_to_num(neginf=0.0))), torch.exp(score - new.nan_to_num(neginf=0.0))
+        shift = new.nan_to_num(neginf=0.0)
+        old, weight = torch.exp(top - shift), torch.exp(score - shift)
         total, mean, top = total * old + weight, mean * old + weight * v[..., s:s + 1, :], new
     return mean / total
 
@@ -312,7 +314,8 @@ def dsf_cosh(x, a, b, w):
     u = a * x[..., None] + b
     size = u.abs()
     even = size + 2 * torch.log1p(torch.exp(-size))
-    p, rest = torch.logsumexp(w.log() - 0.5 * (even - u), -1), torch.logsumexp(w.log() - 0.5 * (even + u), -1)
+    p = torch.logsumexp(w.log() - 0.5 * (even - u), -1)
+    rest = torch.logsumexp(w.log() - 0.5 * (even + u), -1)
     return p - rest, (torch.logsumexp(w.log() + a.log() - even, -1) - p - rest).sum(-1)
 
 
@@ -359,12 +362,15 @@ def ddsf_loops(h, log_slope, w, u, a, b):
     v, dv = [], []
     for k in range(d_out):
         v.append(a[..., k] * sum(u[..., k, i] * h[..., i] for i in range(d_in)) + b[..., k])
-        dv.append(torch.logsumexp(torch.stack([a[..., k].log() + u[..., k, i].log() + log_slope[..., i] for i in range(d_in)]), 0))
+        terms = [u[..., k, i].log() + log_slope[..., i] for i in range(d_in)]
+        dv.append(a[..., k].log() + torch.logsumexp(torch.stack(terms), 0))
     out, slopes = [], []
+    below, above = [F.logsigmoid(t) for t in v], [F.logsigmoid(-t) for t in v]
     for j in range(d_out):
-        p = torch.logsumexp(torch.stack([w[..., j, k].log() + F.logsigmoid(v[k]) for k in range(d_out)]), 0)
-        q = torch.logsumexp(torch.stack([w[..., j, k].log() + F.logsigmoid(-v[k]) for k in range(d_out)]), 0)
-        t = torch.logsumexp(torch.stack([w[..., j, k].log() + F.logsigmoid(v[k]) + F.logsigmoid(-v[k]) + dv[k] for k in range(d_out)]), 0)
+        log_w = [w[..., j, k].log() for k in range(d_out)]
+        p = torch.logsumexp(torch.stack([log_w[k] + below[k] for k in range(d_out)]), 0)
+        q = torch.logsumexp(torch.stack([log_w[k] + above[k] for k in range(d_out)]), 0)
+        t = torch.logsumexp(torch.stack([log_w[k] + below[k] + above[k] + dv[k] for k in range(d_out)]), 0)
         out.append(p - q)
         slopes.append(t - p - q)
     return torch.stack(out, -1), torch.stack(slopes, -1)
