@@ -210,7 +210,7 @@ def _():
 #
 # ## 4 · The change of variables, twice
 #
-# Let $f$ be differentiable and strictly monotone, $z = f(x)$, and $x_1 < x_2$ two points with images $z_1 = f(x_1)$, $z_2 = f(x_2)$. What lies between
+# Let $f$ be differentiable with a slope that is nowhere 0 (single flat points, such as that of $x^3$, change no integral), $z = f(x)$, and $x_1 < x_2$ two points with images $z_1 = f(x_1)$, $z_2 = f(x_2)$. What lies between
 # $x_1$ and $x_2$ lies between $z_1$ and $z_2$ after bending: the two probabilities are one and the same.
 #
 # **Increasing**, $\frac{dz}{dx} > 0$. Then $z_1 < z_2$, and substituting $dz = \frac{dz}{dx} dx$ (when $z$ runs from $z_1$ to $z_2$, $x$ runs from $x_1$ to $x_2$),
@@ -222,7 +222,7 @@ def _():
 #
 # $$\int_{x_1}^{x_2} p(x)\,dx = \int_{z_2}^{z_1} p(z)\,dz = \int_{x_2}^{x_1} p(z)\,\frac{dz}{dx}\,dx = \int_{x_1}^{x_2} p(z)\left[-\frac{dz}{dx}\right]dx .$$
 #
-# In both cases the bracket is $\left|\frac{dz}{dx}\right|$. The integrals agree for **all** $x_1 < x_2$, so the integrands do:
+# In both cases the factor that multiplies $p(z)$ is $\left|\frac{dz}{dx}\right|$. The integrals agree for **all** $x_1 < x_2$, so the integrands do, wherever they are continuous:
 #
 # $$p(x) = p(z)\left|\frac{dz}{dx}\right|, \qquad \boxed{\;\log p(x) = \log p(z) + \log\left|\frac{dz}{dx}\right|, \quad z = f(x)\;}$$
 #
@@ -335,7 +335,7 @@ def _():
 # ### Exercise `inverse_cdf_sample` · 15 minutes · difficulty 2 of 5 · 8 points
 #
 # Solve $F(x) = u$ for many $u$ at once. `u` has shape `(N,)`, `lo` and `hi` are floats that enclose all solutions, and `cdf` works elementwise on tensors. Make `steps` halvings; each may evaluate the CDF
-# once for each $u$ (a CDF may be dear). Useful: `torch.full_like`, `torch.where`.
+# once for each $u$ (a CDF may be dear). A Python loop over $u$ would pass the check, and take minutes in the experiment below. Useful: `torch.full_like`, `torch.where`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "inverse_cdf_sample"}
 def inverse_cdf_sample(u, cdf, lo, hi, steps=60):
@@ -390,7 +390,7 @@ def _():
 # Its logarithm is what we need, and there is a trap. Far from all means every term is tiny. **Predict:** in float32, from which $u$ on is $\sigma(u)\,\sigma(-u)$ exactly 0, if $\sigma(-u)$ is computed as $1 - \sigma(u)$? And if it is computed as it stands?
 
 # %% tags=["show", "compare"]
-u = torch.tensor([10.0, 20.0, 80.0, 120.0])
+u = torch.tensor([10.0, 16.0, 18.0, 20.0, 80.0, 100.0, 106.0, 120.0])
 for name, slope in (("sigmoid(u) (1 - sigmoid(u))", torch.sigmoid(u) * (1 - torch.sigmoid(u))), ("sigmoid(u) sigmoid(-u)     ", torch.sigmoid(u) * torch.sigmoid(-u))):
     print(name, [f"{v:.2e}" for v in slope.tolist()])
 print("its log, by logsigmoid     ", [f"{v:.2f}" for v in (F.logsigmoid(u) + F.logsigmoid(-u)).tolist()])
@@ -424,7 +424,7 @@ check("mixture_cdf", mixture_cdf)
 
 # %% [markdown]
 # Now let it learn. The data: two humps, 35% of the points around $-2$, the others around 1.5, both normal. The principle is *maximum likelihood*: make the data as probable as possible, that is, minimise the mean of
-# $-\log p(x)$. With a uniform base $\log p(z) = 0$, so the loss is just the mean of $-$`ldj`. It cannot fall below the *entropy* of the data, $-\mathbb E[\log p_{\text{data}}(x)]$, and what is missing is a
+# $-\log p(x)$. With a uniform base $\log p(z) = 0$, so the loss is just the mean of $-$`ldj`. Its expectation cannot fall below the *entropy* of the data, $-\mathbb E[\log p_{\text{data}}(x)]$, and what is missing is a
 # distance between the two densities (Kullback and Leibler's; lesson 02 says more). Four components, starting all over the place.
 #
 # **Predict:** the data have two humps, the flow has four components. What will the two others do? And look at the map $z = F(x)$: what will it look like where there are no data?
@@ -612,7 +612,7 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# By about four: at the middle of a cell the linear errors on opposite sides cancel, and quadratic ones are left.
+# Towards four as the cells get small (large cells are not there yet): at the middle of a cell the linear errors on opposite sides cancel, and quadratic ones are left.
 #
 # </details>
 #
@@ -666,13 +666,14 @@ check("flow", Flow)
 #
 # $$z_1 = x_1, \qquad z_2 = (x_2 - a\,x_1^2)\,e^{b x_1}, \qquad \mathbf J = \begin{bmatrix} 1 & 0 \\ \ast & e^{b x_1} \end{bmatrix}, \qquad \log|\det \mathbf J| = b\,x_1 .$$
 #
-# **Predict:** $a = 0.6$ and $b = 0.5$, a standard normal base. Where is the density of the data highest: where `ldj` is large, or small?
+# **Predict:** $a = 0.6$ and $b = 0.5$, a standard normal base. On which side are the data denser: where `ldj` is large, or where it is small?
 
 # %% tags=["show"]
-class Swoosh:
+class Swoosh(nn.Module):
     """z1 = x1, z2 = (x2 - a x1^2) exp(b x1)."""
 
     def __init__(self, a, b):
+        super().__init__()
         self.a, self.b = a, b
 
     def forward(self, x):
@@ -805,7 +806,7 @@ def _():
 #
 # $$\det(\mathbf I + \mathbf u \mathbf v^\top) = 1 + \mathbf v^\top \mathbf u .$$
 #
-# *Proof.* Every vector across $\mathbf v$ is left as it is by $\mathbf I + \mathbf u\mathbf v^\top$: that makes $D - 1$ eigenvalues 1. And $\mathbf u$ itself goes to $(1 + \mathbf v^\top \mathbf u)\,\mathbf u$, one eigenvalue $1 + \mathbf v^\top \mathbf u$. The determinant is the product of the
+# *Proof.* Every vector orthogonal to $\mathbf v$ is left as it is by $\mathbf I + \mathbf u\mathbf v^\top$: that makes $D - 1$ eigenvalues 1. And $\mathbf u$ itself goes to $(1 + \mathbf v^\top \mathbf u)\,\mathbf u$, one eigenvalue $1 + \mathbf v^\top \mathbf u$. The determinant is the product of the
 # eigenvalues. (If $\mathbf v^\top\mathbf u = 0$, all eigenvalues are 1; both sides are continuous.) $\square$
 #
 # A **planar layer** (Rezende & Mohammed 2015, section 4.1) moves every point along one vector $\mathbf u$, by an amount that depends on the point's position along one other vector $\mathbf w$. With $\mathbf w, \mathbf u \in \mathbb R^D$ and $b \in \mathbb R$,
@@ -830,6 +831,8 @@ def _():
 #
 # $0.5 - 2\tanh 0.5 = -0.42$ and $1 - 2\tanh 1 = -0.52$: their order is turned round. Further out it is kept. So space is folded, and several points land on one.
 #
+# (And with the constraint? Then $\mathbf w^\top\mathbf z$ has one $\mathbf w^\top\mathbf x$, that gives $h$, and $\mathbf x = \mathbf z - \mathbf u\,h$: the layer is invertible, though not by a formula.)
+#
 # </details>
 #
 # The same, to be moved: left and right change $\mathbf w^\top\mathbf u$ (the slider does too), and $\mathbf w$, $\mathbf u$ and the point $\mathbf z$ can be dragged. **Predict before you move:** take $\mathbf w^\top\mathbf u$ slowly from $-0.7$ through $-1$. Where in the left picture does the
@@ -849,7 +852,7 @@ def _():
 # %% [markdown]
 # ### Exercise `planar` · 20 minutes · difficulty 3 of 5 · 10 points
 #
-# Write the layer with parameters $\mathbf w$, $\mathbf u$, $b$ that start at random. The constraint must hold for any values of the parameters, so it belongs into `forward`; any function $m$ whose values fill an interval from $-1$ (not reached) to some positive number will do. Only `forward` is asked for: an inverse exists, but not as a formula. Useful: `F.softplus(t)`, which is $\log(1+e^t)$ and never overflows.
+# Write the layer with parameters $\mathbf w$, $\mathbf u$, $b$ that start at random. The constraint must hold for any values of the parameters, so it belongs in `forward`; any function $m$ whose values fill an interval from $-1$ (not reached) to some positive number, or to infinity, will do. Only `forward` is asked for: an inverse exists, but not as a formula. Useful: `F.softplus(t)`, which is $\log(1+e^t)$ and never overflows.
 
 # %% tags=["solution"] nbgrader={"grade_id": "planar"}
 class Planar(nn.Module):
@@ -880,7 +883,7 @@ class Planar(nn.Module):
 check("planar", Planar)
 
 # %% [markdown]
-# **A flow of planar layers.** Sixteen of yours, composed by your `Compose`, on the two moons. There is no inverse, so we look at the density only; maximum likelihood needs no more. **Predict:** each layer can press space together or pull it apart along one plane. What will be hard for it?
+# **A flow of planar layers.** Sixteen of yours, composed by your `Compose`, on the two moons (one to two minutes). There is no inverse, so we look at the density only; maximum likelihood needs no more. **Predict:** each layer can press space together or pull it apart along one plane. What will be hard for it?
 
 # %% tags=["show"]
 @show
@@ -923,7 +926,7 @@ def _():
 #
 # $$\mathbf z = \mathbf x + \beta\, h\,(\mathbf x - \mathbf x_0), \qquad h = \frac{1}{\alpha + r} .$$
 #
-# Across the ray from the centre all $D - 1$ directions are stretched by $1 + \beta h$. Along the ray the distance goes from $r$ to $r + \beta h r$, whose slope is $1 + \beta h + \beta h' r$ with $h' = \frac{dh}{dr} = -\frac{1}{(\alpha+r)^2}$. So
+# Orthogonal to the ray from the centre all $D - 1$ directions are stretched by $1 + \beta h$. Along the ray the distance goes from $r$ to $r + \beta h r$, whose slope is $1 + \beta h + \beta h' r$ with $h' = \frac{dh}{dr} = -\frac{1}{(\alpha+r)^2}$. So
 #
 # $$\log\left|\det\frac{\partial\mathbf z}{\partial\mathbf x}\right| = (D - 1)\log(1 + \beta h) + \log(1 + \beta h + \beta h' r) .$$
 #
@@ -969,9 +972,12 @@ check("radial", Radial)
 # %% tags=["show"]
 def layer_with(layer, values):
     """The layer with these numbers for its parameters, in their order."""
+    values, parameters = [torch.as_tensor(v) for v in values], list(layer.parameters())
+    if [p.numel() for p in parameters] != [v.numel() for v in values]:
+        raise NotImplementedError("this picture sets the numbers of your layers: it needs the parameters w, u, b (and x0, alpha's, beta's) in this order")
     with torch.no_grad():
-        for p, v in zip(layer.parameters(), values):
-            p.copy_(torch.as_tensor(v).reshape(p.shape))
+        for p, v in zip(parameters, values):
+            p.copy_(v.reshape(p.shape))
     return layer
 
 
@@ -1020,11 +1026,11 @@ def _():
 #
 # ### Exercise `sylvester` · 30 minutes · difficulty 5 of 5 · 6 bonus points
 #
-# All constraints must hold for any values of the parameters: orthonormal columns, triangles, $r_{ii}\tilde r_{ii} > -1$. ($\mathbf Q$ may be trained, or drawn once and kept.) Beware: your points are rows, the formulas have columns. Useful: `torch.linalg.qr`, `triu`, `torch.diag`.
+# All constraints must hold for any values of the parameters: orthonormal columns, upper triangles, $r_{ii}\tilde r_{ii} > -1$ (in any way that lets the products come close to $-1$ and also be positive). ($\mathbf Q$ may be trained, or drawn once and kept.) Beware: your points are rows, the formulas have columns. Useful: `torch.linalg.qr`, `triu`, `torch.diag`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "sylvester"}
 class Sylvester(nn.Module):
-    """z = x + Q R tanh(Rt Q^T x + b), with orthonormal Q (dim, m), triangular R, Rt (m, m) and r_ii rt_ii > -1."""
+    """z = x + Q R tanh(Rt Q^T x + b), with orthonormal Q (dim, m), upper triangular R, Rt (m, m) and r_ii rt_ii > -1."""
 
     def __init__(self, dim, m):
         super().__init__()
@@ -1054,7 +1060,7 @@ class Sylvester(nn.Module):
 check("sylvester", Sylvester)
 
 # %% [markdown]
-# Four planar layers against four Sylvester layers with $m = 2$, on the two moons, three times each: runs that differ only in the random numbers they start from. **Predict:** which kind comes closer to the entropy, and how far do runs of one kind differ?
+# Four planar layers against four Sylvester layers with $m = 2$, on the two moons, three times each (about a minute): runs that differ only in the random numbers they start from. **Predict:** which kind comes closer to the entropy, and how far do runs of one kind differ?
 
 # %% tags=["show"]
 @show
@@ -1085,7 +1091,7 @@ def _():
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Neither kind wins, though a Sylvester layer has nearly three times as many numbers. Luck at the start decides: of each kind one run comes down to about 0.1 nats, while another is still near 0.5 after 600 batches. One run proves little; a comparison of layers needs several, and their spread.
+# With layers that start as the solution's do, neither kind won in our runs, though a Sylvester layer has more than twice as many numbers: of each kind one run came down to about 0.1 nats, while another was still near 0.5 after 600 batches. Yours may come out otherwise: how a layer starts matters as much as its kind. One run proves little; a comparison of layers needs several, and their spread.
 #
 # </details>
 #

@@ -316,12 +316,12 @@ def causal_conv1d(objects, inputs):
         return torch.tensor([float(sum(hit[1:])), float(hit[0])])
 
     with quiet_world():
-        for name, (sizes, more, _) in CAUSAL_LAYERS.items():
+        for name, (widths, more, _) in CAUSAL_LAYERS.items():
             if f"{name}.x" not in inputs:
                 continue
             x, step = inputs[f"{name}.x"], f"forward of {name}"
             with contextlib.suppress(Stop):
-                layer, params = made(name, sizes, more)
+                layer, params = made(name, widths, more)
                 if name == CAUSAL_TRAINED:
                     record["module"] = np.array(is_module(layer))
                     with contextlib.suppress(Stop):
