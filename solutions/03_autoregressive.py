@@ -298,7 +298,7 @@ def _():
 #
 # The slope is $\sigma_i$ in both, so $\texttt{ldj} = \sum_i \log \sigma_i$, which is $\sum_i a_i$ for the shift and $-\sum_i \log(1 + e^{-a_i})$ for
 # the gate. The second comes from the IAF paper (Kingma et al. 2016, equation 14), where $x$ is noise on its way to a sample; hence the neutral names
-# $x \mapsto y$ here. It is the gate of an LSTM: keep a share $\sigma$ of what is there, and put $\mu$ in the place of the rest.
+# $x \mapsto y$ here. (Readers who know LSTMs know it as their gate.) Keep a share $\sigma$ of what is there, and put $\mu$ in the place of the rest.
 #
 # **Predict:** draw the gate's lines for a fixed $\mu = 1$ and several $\sigma$. Where do they cross? And can a gate stretch?
 #
@@ -340,8 +340,10 @@ def _():
 
 # %% [markdown]
 # All gates go through the point $(\mu, \mu)$: every $x$ is drawn towards $\mu$, and $\mu$ itself stays. Since $\sigma < 1$ a gate never stretches;
-# its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer can only make a density narrower.
-# In the rest of the lesson we write the shift, with the letters of lesson 02, $e^{\alpha}$ and $\mu$.
+# its `ldj` is always negative. That keeps long stacks from exploding, at a price: from noise to data such a layer can only lower the entropy: each conditional gets narrower.
+# In the rest of the lesson we write the shift, with the scale $e^{\alpha}$ and the shift $\mu$ (the letters of lesson 02; slopes $\sigma$ do not come again, from section 7 on $\sigma$ is the sigmoid).
+#
+# (The MAF paper writes the other direction, $x_i = u_i e^{\alpha_i} + \mu_i$ with noise $u_i$: its $\alpha$ and $\mu$ are those of our inverse.)
 #
 # ## 4 · MAF: the density in one pass
 #
@@ -369,8 +371,9 @@ def _():
 #
 # Write the layer. `net` is autoregressive already and maps `(B, D)` to `(B, 2 D)`: the first `D` columns are $\boldsymbol\alpha$, the last `D` are
 # $\boldsymbol\mu$. `forward` asks it once; `inverse` asks it `D` times (once more is allowed). A point that is only half known may be filled with
-# zeros: the net does not look at what has not come yet. Do not overwrite entries of a tensor through which gradients must flow; build the next one
-# from the last (or collect columns and `torch.stack` them).
+# zeros: the net does not look at what has not come yet. Filling in the columns of a
+# tensor is fine as long as nobody differentiates through it, and the check differentiates `forward` only; who wants gradients through `inverse` too
+# collects columns for `torch.stack`.
 
 # %% tags=["solution"] nbgrader={"grade_id": "maf"}
 class MAF(nn.Module):
@@ -512,7 +515,7 @@ def _():
 # ### Exercise `iaf` · 15 minutes · difficulty 2 of 5 · 8 points
 #
 # Write the layer: `inverse` with one pass, `forward` with `D` (`D + 1` allowed). `net` is as before, `(B, D)` to `(B, 2 D)`, first
-# $\boldsymbol\alpha$, then $\boldsymbol\mu$. `forward` returns `(z, ldj)`; watch the sign.
+# $\boldsymbol\alpha$, then $\boldsymbol\mu$. `forward` returns `(z, ldj)`; watch the sign. An IAF is trained by its samples: the check differentiates `inverse` only.
 
 # %% tags=["solution"] nbgrader={"grade_id": "iaf"}
 class IAF(nn.Module):
@@ -735,8 +738,9 @@ def _():
 #
 # with weights $\mathbf W_s \in \mathbb R^{C_{\text{out}} \times C_{\text{in}}}$ and the *dilation* $d$, the distance between taps. In code: an
 # ordinary convolution over a sequence that was padded with $(k-1)\,d$ zeros **on the left only**. A conditioner must not see $x_t$ itself either. For
-# that one layer, the first, is *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back. All other layers may see "their" $t$, since what
-# stands there knows only the past. (WaveNet: van den Oord et al. 2016.)
+# that one layer, the first, is *exclusive*: it reads $t-1, t-1-d, \dots$, one step further back: $h_t = \mathbf b + \sum_s \mathbf W_s\, x_{t-1-sd}$, so
+# that $h_1 = \mathbf b$. (Shift what goes in, not what comes out.) All other layers may see "their" $t$, since what stands there knows only the past.
+# (WaveNet: van den Oord et al. 2016.)
 #
 # **Predict:** an exclusive layer with two taps, then three layers with two taps and dilations 1, 2, 4. How far back does the last layer see? And if
 # all dilations were 1?
@@ -1035,7 +1039,7 @@ def _():
 # | **PixelCNN** | images `(B, C, H, W)` | a cone upwards, but for the blind spot | $O(HW)$ | $CHW$ |
 # | **Transformer** | any of them in raster order | everything, with weights that the data choose | $O(L^2)$ | $L$ |
 #
-# All of them answer in one pass when $\mathbf x$ is known, where a recurrent network would need $L$ steps one after the other; that is why the
+# All of them answer in one pass when $\mathbf x$ is known, where a recurrent network would need $L$ steps one after the other. The
 # lecture calls them *masked* nets. (Image Transformer, Parmar et al. 2018, is attention on images.)
 #
 # ## 7 · Why one hump stays one hump
@@ -1180,7 +1184,7 @@ def _():
 
 # %% [markdown]
 # Orange is where the slope is above 1: there the density below is lower than the one it came from. Between two humps lies a steep place with its
-# inflection point, and between two steep places a flat one with another. (That is the usual way, not the only one: all that (1) asks for is that
+# inflection point, and between two steep places a flat one with another; on either side, where a flat shoulder bends into the tail, there may be one more. (That is the usual way, not the only one: all that (1) asks for is that
 # $\tau''/\tau'$ crosses the falling line more than once.) Move the sigmoids yourself: a digit chooses one, left and right move it, up and down change
 # its weight. The menu says which density is the known normal. Choose $p(x)$ for the figure above; choose $p(y)$ to read the same curve from the other
 # end, as density estimation does: there $p(x) = p(y)\,\tau'(x)$, and humps of $p(x)$ sit on the *steep* places. **Try** to melt the two humps into
@@ -1325,7 +1329,7 @@ def _():
 # <details><summary>Answer</summary>
 #
 # Here the widest wins: sixteen sigmoids side by side come within a few hundredths of a nat, two stacked DSFs stay two to four times as far away, and
-# the DDSF, with three sigmoids in each layer, cannot place five humps well. So density is no magic: at the same number of numbers, width was better
+# the DDSF, with three sigmoids in each of two layers and a last layer that is a line, cannot place five humps well. So density is no magic: at the same number of numbers, width was better
 # used on this target. What DDSF adds is depth without the bottleneck, for when curves must be bent again and again; the table in section 12 is made
 # with it. Starts differ as much as kinds do: one run proves little.
 #
@@ -1484,7 +1488,7 @@ def _():
     return figure
 
 # %% [markdown]
-# The CDFs come together about as $1/n$, without any training. For this target the divergence falls as well. Is that always so?
+# The CDFs come together roughly as $1/n$, with bumps, and without any training. For this target the divergence falls as well. Is that always so?
 #
 # **In distribution, not in KL.** Take for $p$ the Cauchy density, $p(x) = \frac{1}{\pi (1 + x^2)}$: positive and continuous, so proposition 3 holds
 # for it. With a uniform base the density of the flow is the slope of the staircase, $q_n = S_n'$. Far out the slope of $n$ sigmoids falls like

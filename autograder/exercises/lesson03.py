@@ -85,7 +85,7 @@ def made_blind(names):
                 if j >= i:
                     which = "its own" if i == j else "a later"
                     raise Fail(f"An output sees {which} coordinate: the product of the masks is not strictly lower triangular in each block.",
-                               f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of dimension {i}, depends on x[{j}]")
+                               f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of coordinate {i}, depends on x[{j}]")
 
     return judge
 
@@ -96,7 +96,7 @@ def made_open(inputs, outputs, reference):
         for p, i, j in np.argwhere(~paths):
             if j < i:
                 raise Fail("An output does not see all earlier coordinates, though the layers are wide enough.",
-                           f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of dimension {i}, does not depend on x[{j}]")
+                           f"{made_words(inputs, name)}: output {p * paths.shape[1] + i}, parameter {p} of coordinate {i}, does not depend on x[{j}]")
 
 
 def alike_in_words(found):
@@ -332,9 +332,9 @@ AFFINE = Exercise(
         Misconception("always_shift", "missing function", "value", "The argument `form` has no effect: the form \"gate\" gives what \"shift\" gives.", affine_by(form=lambda form: "shift")),
         Misconception("always_gate", "missing function", "value", "The argument `form` has no effect: the form \"shift\" gives what \"gate\" gives.", affine_by(form=lambda form: "gate")),
         Misconception("mu_a_exchanged", "exchanged", "value", "mu and `a` have changed places: what should shift scales.", affine_by(params=lambda mu, a: (a, mu))),
-        Misconception("gate_ldj_underflows", "wrong function", "ldj", "The gate's `ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(gate_ldj=lambda s, a: s.log())),
-        Misconception("shift_ldj_underflows", "wrong function", "ldj", "In the form \"shift\" `ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(shift_ldj=lambda s, a: s.log())),
-        Misconception("both_ldj_underflow", "wrong function", "ldj", "`ldj` takes the logarithm of a sigma that was computed first: where `a` is very negative sigma rounds to 0, and its logarithm to minus infinity.", affine_by(shift_ldj=lambda s, a: s.log(), gate_ldj=lambda s, a: s.log())),
+        Misconception("gate_ldj_underflows", "wrong function", "ldj", "The gate's `ldj` is put together from exp or sigma: where `a` is very negative sigma rounds to 0 (and exp(-a) to infinity), and the logarithm is lost.", affine_by(gate_ldj=lambda s, a: s.log())),
+        Misconception("shift_ldj_underflows", "wrong function", "ldj", "In the form \"shift\" `ldj` is put together from exp or sigma: where `a` is very negative sigma rounds to 0 (and exp(-a) to infinity), and the logarithm is lost.", affine_by(shift_ldj=lambda s, a: s.log())),
+        Misconception("both_ldj_underflow", "wrong function", "ldj", "`ldj` is put together from exp or sigma: where `a` is very negative sigma rounds to 0 (and exp(-a) to infinity), and the logarithm is lost.", affine_by(shift_ldj=lambda s, a: s.log(), gate_ldj=lambda s, a: s.log())),
         affine_total("ldj_no_sum", lambda t: t), affine_total("ldj_sign", lambda t: -t.sum(-1)), affine_total("ldj_zero", lambda t: 0 * t.sum(-1)),
         affine_total("ldj_batch_sum", lambda t: t.sum()), affine_total("ldj_batch_sum_kept", lambda t: t.sum(0)), affine_total("ldj_mean", lambda t: t.mean(-1)),
         affine_total("ldj_keepdim", lambda t: t.sum(-1, keepdim=True)), affine_total("ldj_det", lambda t: t.sum(-1).exp()),
@@ -694,6 +694,15 @@ def ldj_of_rows(self, x):
     return z, ldj
 
 
+def ldj_every_turn(self, x):
+    z, alpha = torch.zeros_like(x), 0
+    for i in range(x.shape[1]):
+        a, mu = self.params(z)
+        z = torch.cat([z[:, :i], ((x - mu) * torch.exp(-a))[:, i:i + 1], z[:, i + 1:]], 1)
+        alpha = alpha + a
+    return z, self.ldj(alpha)
+
+
 def ldj_at_x(self, x):
     z, _ = self.fill(x)
     return z, self.ldj(self.params(x)[0])
@@ -768,6 +777,8 @@ IAF = Exercise(
     misconceptions=(
         *affine_layer_mistakes(PlainIAF, "inverse", "forward", "z", "x"),
         deviating(PlainIAF)("ldj_at_start", "wrong function", "ldj", "`ldj` is made of the net's first answer, when z was not known yet; alpha is needed at the z that was found.", forward=ldj_at_start),
+        Misconception("is_maf", "exchanged", "forward", "This is a MAF: forward and inverse have changed places. In an IAF x = z exp(alpha) + mu, with alpha and mu computed from z.", lambda: (PlainMAF,)),
+        deviating(PlainIAF)("ldj_every_turn", "extra term", "ldj", "`ldj` is added up in every turn, over all coordinates: each alpha is counted D times.", forward=ldj_every_turn),
         deviating(PlainIAF)("ldj_rows", "wrong axis", "ldj", "`ldj` adds up rows of alpha instead of columns: it has a number for each coordinate, where each point needs one.", forward=ldj_of_rows),
         deviating(PlainIAF)("ldj_at_x", "wrong function", "ldj", "`ldj` is made of net(x); alpha is a function of z.", forward=ldj_at_x),
     ),
@@ -963,6 +974,7 @@ NAF_MISTAKES = (
     naf_wrong("softmax_batch", "wrong axis", "forward", "The softmax of w runs over the batch, so the rows influence each other; it belongs to the K components, the last dimension.", weights=lambda self, w: w.softmax(0)),
     naf_wrong("log_softmax", "wrong function", "forward", "The weights are a log_softmax, that is their logarithms; what is mixed here is weighted with w itself.", weights=lambda self, w: w.log_softmax(-1)),
     naf_wrong("softplus_weights", "wrong function", "forward", "The weights w pass a softplus: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: F.softplus(w)),
+    naf_wrong("softplus_normalised", "wrong function", "forward", "The weights w pass a softplus and are divided by their sum: positive and adding up to one, but here w is a softmax of the conditioner's numbers.", weights=lambda self, w: F.softplus(w) / F.softplus(w).sum(-1, keepdim=True)),
     naf_wrong("sigmoid_weights", "wrong function", "forward", "The weights w pass a sigmoid: they are positive, but do not add up to one; that takes a softmax.", weights=lambda self, w: w.sigmoid()),
     naf_wrong("equal_weights", "missing term", "forward", "The weights w are not used: all components count alike.", weights=lambda self, w: torch.ones_like(w) / w.shape[-1]),
     naf_wrong("blocks_b_a_w", "exchanged", "forward", "a and b are taken from the conditioner's output in the wrong order: the blocks are a, b, w.", params=naf_permuted(1, 0, 2)),
@@ -1158,11 +1170,11 @@ def convolves(inputs, outputs, name):
     if not laws.close(y[1] - y[2], 2 * (y[0] - y[2]).astype(float), tol).all():
         raise Fail(f"{name}: a convolution is linear in x, but where x is doubled the output (less its value at x = 0) is not.")
     if np.ptp(y[2], 1).max() > tol:
-        raise Fail(f"{name}: for x = 0 the output should be the same at every t; something else than zeros stands before the start.")
+        raise Fail(f"{name}: for x = 0 the output should be the same at every t; something else than zeros stands before the start, or the result was shifted instead of the input, so that the bias is missing there.")
     for lag in range(1 - length, length):
         band = np.diagonal(responses, -lag, 1, 3)  # the responses to the input `lag` steps before, at all t
         if np.ptp(band, -1).max(initial=0) > tol:
-            raise Fail(f"{name}: a convolution has the same weights at every t; yours weighs x[t - {lag}] differently for different t.")
+            raise Fail(f"{name}: a convolution has the same weights at every t; yours weighs x[t {'-' if lag >= 0 else '+'} {abs(lag)}] differently for different t.")
 
 
 def causal_trains(outputs):
@@ -1389,8 +1401,8 @@ def pixel_centre(inputs, outputs, reference):
         got, want = pixel_mask_of(outputs, step, channels, size)[:, :, size // 2, size // 2], centre_open(kind, channels)
         if not np.array_equal(got, want):
             o, i = np.argwhere(got != want)[0]
-            rule = "those before it" if kind == "A" else "those up to its own"
-            raise Fail(f"At the centre of {step} output channel {o} should see input channels {rule} only, so input channel {i} is {'open' if want[o, i] else 'hidden'} there.")
+            rule = "those before it" if kind == "A" else "itself and those before it"
+            raise Fail(f"At the centre of {step} output channel {o} should see, of the input channels, only {rule}; so input channel {i} should be {'open' if want[o, i] else 'hidden'} there.")
 
 
 def pixel_depends(masks, channels, height=4, width=4):
@@ -1682,6 +1694,7 @@ CAUSAL_ATTENTION = Exercise(
         wrong("softmax_over_all", "reduction", "value", "The softmax goes over all pairs of positions at once; each query needs weights of its own.", normalise=lambda s: s.flatten(-2).softmax(-1).reshape(s.shape)),
         wrong("no_softmax", "missing function", "value", "The scores themselves are used as weights: the softmax is missing.", hide=lambda s, see: s * see, normalise=lambda s: s),
         wrong("no_sum", "missing term", "value", "The weights are exp(scores), not divided by their sum.", normalise=lambda s: s.exp()),
+        wrong("hidden_by_ten", "constant", "value", "Hidden scores are lowered by 10 or set to -10; that is not far enough to make their weight vanish.", hide=lambda s, see: s.masked_fill(~see, -10.0)),
         wrong("sigmoid", "wrong function", "value", "A sigmoid stands in the place of the softmax: the weights do not add up to one.", normalise=lambda s: s.sigmoid()),
         wrong("log_softmax", "wrong function", "value", "The weights are a log_softmax, which is negative.", hide=lambda s, see: s.masked_fill(~see, -1e9), normalise=lambda s: s.log_softmax(-1)),
         wrong("no_scale", "missing term", "value", "The scores are not divided by sqrt(d).", scale=lambda s, q: s),
@@ -1748,7 +1761,7 @@ def dsf_inputs(rng):
     inputs = {"x": x, "near": laws.near(x)} | sigmoidal_parameters(rng, B, D, K)
     inputs |= {f"direction.{k}": 0.5 * rng.standard_normal(inputs[k].shape) for k in "xab"} | {"direction.w": on_the_simplex(rng, inputs["w"])}
     far = {f"far.{k}": v for k, v in sigmoidal_parameters(rng, 1, 1, K).items()}
-    far["far.a"] = rng.uniform(2.5, 4.0, (1, 1, K))  # steep enough for the tail to be one, and for steps that can be seen
+    far["far.a"] = rng.uniform(4.2, 6.0, (1, 1, K))  # so steep that sigmoid(-u) is 0 in float32 within the tail, and for steps that can be seen
     far["far.b"] = -far["far.a"] * (np.array([-3.5, -1.2, 1.2, 3.5]) + rng.uniform(-0.3, 0.3, K))
     return inputs | far | {"far": np.linspace(-30, 30, 61), "grid": np.linspace(-6, 6, 121), "c": rng.standard_normal((B, D)), "r": rng.standard_normal(B),
                            "nudges": laws.STEP * laws.OFFSETS}
