@@ -260,6 +260,8 @@ RAISED = (
     ("raised_shapes", "shape", r"shapes? .*cannot be multiplied|size of tensor a|Sizes of tensors must match|shape '.*' is invalid|"
      r"[Dd]imension out of range|out of bounds|expanded size|must match the existing size|split_with_sizes|inconsistent tensor size",
      "The shapes do not fit together: look at the sizes, and along which dimension things are cut, joined or summed."),
+    ("raised_not_scalar", "reduction", r"grad can be implicitly created only for scalar outputs",
+     "A gradient is asked of a tensor with many entries; it takes one number, such as their sum."),
     ("raised_arguments", "exchanged", r"positional arguments? but|bad operand type|unsupported operand|must be Tensor, not|object has no attribute",
      "Something is handed on where another thing is expected: look at the order of arguments, and of what is returned and unpacked."),
 )

@@ -761,6 +761,68 @@ class SylvesterGram(nn.Module):
         return x + (Q @ R @ h.T).T, torch.log1p(slope * R.diagonal() * S.diagonal()).sum(-1)
 
 
+class PlanarPlain(nn.Module):
+    """The formulas line by line, in the lesson's parametrisation and other names: slips are made in it."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.direction, self.push = nn.Parameter(torch.randn(dim)), nn.Parameter(torch.randn(dim))
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        w = self.direction
+        product = torch.dot(w, self.push)
+        wanted = F.softplus(product) - 1
+        u = self.push + w * (wanted - product) / w.pow(2).sum()
+        h = torch.tanh((x * w).sum(dim=1) + self.offset)
+        slope = 1 - h.square()
+        factor = 1 + slope * torch.dot(u, w)
+        return x + torch.outer(h, u), torch.log(torch.abs(factor))
+
+
+class RadialPlain(nn.Module):
+    """The formulas line by line, in the lesson's parametrisation and other names: slips are made in it."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.centre = nn.Parameter(torch.randn(dim))
+        self.a, self.b = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        alpha = torch.exp(self.a)
+        beta = -alpha + F.softplus(self.b)
+        d = x - self.centre
+        r = d.square().sum(dim=1).sqrt()
+        h = 1 / (alpha + r)
+        slope = -h.square()
+        z = x + (beta * h)[:, None] * d
+        side = 1 + beta * h
+        ray = 1 + beta * h + beta * slope * r
+        return z, (x.shape[1] - 1) * torch.log(side.abs()) + torch.log(ray.abs())
+
+
+class SylvesterPlain(nn.Module):
+    """The formulas line by line, in the lesson's parametrisation and other names: slips are made in it."""
+
+    def __init__(self, dim, m):
+        super().__init__()
+        self.columns = nn.Parameter(torch.randn(dim, m))
+        self.first, self.second = nn.Parameter(torch.randn(m, m)), nn.Parameter(torch.randn(m, m))
+        self.shift = nn.Parameter(torch.zeros(m))
+
+    def forward(self, x):
+        q = torch.linalg.qr(self.columns)[0]
+        lower = torch.exp(self.second.diagonal())
+        upper = (F.softplus(self.first.diagonal()) - 1) / lower
+        r = self.first.triu(1) + torch.diag(upper)
+        rt = self.second.triu(1) + torch.diag(lower)
+        h = torch.tanh(x @ q @ rt.T + self.shift)
+        slope = 1 - h.square()
+        z = x + h @ r.T @ q.T
+        factors = 1 + slope * r.diagonal() * rt.diagonal()
+        return z, torch.log(torch.abs(factors)).sum(dim=1)
+
+
 RIGHT = {
     "monotone_direction": [(direction_slices,), (direction_signs,), (direction_numpy,), (direction_loop,), (direction_sorted,), (direction_tensor,)],
     "log_prob_1d": [(density_vmap,), (density_jacobian,), (density_jvp,), (density_loop,), (density_differences,), (density_asks_x,)],
@@ -769,10 +831,17 @@ RIGHT = {
     "log_abs_det_jacobian": [(log_det_forward_mode,), (log_det_functional,), (log_det_backward,), (log_det_columns,), (log_det_qr,), (log_det_differences,)],
     "flow": [(FlowIndependent,), (FlowPlain,), (FlowByHand,), (FlowEinsum,), (FlowRows,), (FlowQuantiles,)],
     "compose": [(ComposeSequential,), (ComposeRecursive,), (ComposeRegistered,), (ComposeStacked,), (ComposeParameters,), (ComposeReduce,)],
-    "planar": [(PlanarRezende,), (PlanarLinear,), (PlanarSplit,), (PlanarOneTensor,), (PlanarSharper,), (PlanarRows,)],
-    "radial": [(RadialRezende,), (RadialRatio,), (RadialDet,), (RadialOneTensor,), (RadialRows,)],
-    "sylvester": [(SylvesterTanh,), (SylvesterHouseholder,), (SylvesterFixed,), (SylvesterSmallDet,), (SylvesterGram,)],
+    "planar": [(PlanarPlain,), (PlanarRezende,), (PlanarLinear,), (PlanarSplit,), (PlanarOneTensor,), (PlanarSharper,), (PlanarRows,)],
+    "radial": [(RadialPlain,), (RadialRezende,), (RadialRatio,), (RadialDet,), (RadialOneTensor,), (RadialRows,)],
+    "sylvester": [(SylvesterPlain,), (SylvesterTanh,), (SylvesterHouseholder,), (SylvesterFixed,), (SylvesterSmallDet,), (SylvesterGram,)],
 }
 
 # Mutants of the lesson's solution (autograder.audit) that are right programs after all, each with the reason; a person has looked at them.
-CONFIRMED = {}
+CONFIRMED = {
+    "planar": {"forward: a sign turned, x @ self.w + self.b -> x @ self.w - self.b": "b is free, and -b as good as b"},
+    "radial": {"forward: a sign turned, x - self.x0 -> x + self.x0": "x0 is free, and -x0 as good as x0"},
+    "sylvester": {
+        "forward: a sign turned, x @ Q @ Rt.T + self.b -> x @ Q @ Rt.T - self.b": "b is free, and -b as good as b",
+        "forward: exp dropped, self.rt.diagonal().exp() -> self.rt.diagonal()": "r_ii is divided by rt_ii whatever its sign, so the product is constrained all the same",
+    },
+}
