@@ -7,6 +7,7 @@ has to bring; keys, dragging, presets, reset, the saved picture and the page wit
 Built on anywidget (https://anywidget.dev) and ipywidgets.
 """
 import asyncio
+import bisect
 import contextlib
 import html
 from pathlib import Path
@@ -294,7 +295,8 @@ class Slider(ipywidgets.SelectionSlider):
 
     @staticmethod
     def _nearest(places, value):
-        return min(places, key=lambda place: abs(place - value))
+        i = bisect.bisect_left(places, value)       # a slider is moved often: no look at all places
+        return min(places[max(0, i - 1):i + 1], key=lambda place: abs(place - value))
 
 
 def slider(description, value, low, high, step):
