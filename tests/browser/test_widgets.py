@@ -339,7 +339,7 @@ def test_the_page_without_a_kernel(chromium, tmp_path, name):
     first = pixels()
     assert tab.page.evaluate("document.activeElement.tagName") == "CANVAS", "keys work without a click"
     tab.page.keyboard.press("End")
-    tab.page.wait_for_function(f"() => +{state}.frame > 1")
+    tab.page.wait_for_function(f"() => +{state}.frame > 0")        # a quick training has two frames only
     assert pixels() != first
     tab.page.keyboard.press("r")
     tab.page.wait_for_function(f"() => {state}.frame === '0'")
