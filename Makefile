@@ -4,16 +4,18 @@
 #   PIP_ARGS="..."         handed to pip, to choose a package index
 #   ARGS="..."             handed to the command itself (make lab ARGS=--no-browser, make test ARGS="-k coupling")
 #   OPEN=0                 make grade opens no browser
+#   JOBS=2                 processes that the tests share (0: all in one, for a debugger)
 
 PYTHON   ?= python3
 PIP_ARGS ?=
 ARGS     ?=
 OPEN     ?= 1
+JOBS     ?= 2
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/flowkit-ready
-PYTEST := $(PY) -m pytest --no-skips
+PYTEST := $(PY) -m pytest --no-skips -n $(JOBS) --no-loadscope-reorder
 
 # The notebooks' kernels inherit these. Without the first, the debugger prints a warning at every kernel start.
 export PYDEVD_DISABLE_FILE_VALIDATION := 1

@@ -1,4 +1,5 @@
-"""For every pytest run, the tests' and nbval's alike: fast mode, no windows, an IPython of its own, and `--no-skips`."""
+"""For every pytest run, the tests' and nbval's alike: fast mode, no windows, an IPython of its own, `--no-skips`, and which
+tests share a process when several run side by side (`-n 2`, as make test has it)."""
 import os
 import tempfile
 
@@ -20,6 +21,40 @@ def pytest_configure(config):
 def pytest_addoption(parser):
     parser.addoption("--no-skips", action="store_true",
                      help="a test that is skipped, or that is expected to fail, fails")
+
+
+# What takes longest comes first, so that no process is left alone with it at the end.
+LONG = ("tests/autograder/test_grade.py", "browser", "audit")
+
+
+def _unit(nodeid):
+    """The tests that share what is expensive: a browser, the bank of an exercise's mistakes, a notebook's kernel, a module's fixtures."""
+    path, _, name = nodeid.partition("::")
+    given = name.partition("[")[2].rstrip("]").split("-")
+    if path.startswith("tests/browser/"):
+        return "browser"
+    if path == "tests/autograder/test_build.py" and given != [""]:
+        return ("audit " if "audit" in name else "lesson ") + given[-1]
+    if path == "tests/autograder/test_checks.py" and given != [""]:
+        return "checks " + next(part for part in given if not part.isdecimal())
+    return path
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        unit = _unit(item.nodeid)
+        return next((i for i, long in enumerate(LONG) if unit.startswith(long)), len(LONG))
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _unit(nodeid)
+    return ByUnit(config, log)
 
 
 def _forbid(config, report):

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import nn
 
-from autograder.probes.common import COSTLY, Calls
+from autograder.probes.common import COSTLY, Calls, mixture_map
 from autograder.probes.record import Complaint, Record, Stop, bijection, describe, part, quiet_world, tensor, to_array, to_float, unpack
 
 SIZES = ("D=2 ", "D=3 ")
@@ -196,35 +196,7 @@ def inverse_cdf_sample(objects, inputs):
 
 def mixture_cdf(objects, inputs):
     (f,) = objects
-    record = Record()
-
-    def call(step, x, dtype, prefix=""):
-        p = [tensor(inputs[prefix + k], dtype) for k in ("weights", "means", "log_scales")]
-        with contextlib.suppress(Stop):
-            record.many(step, lambda: f(tensor(x, dtype), *p), "z", "ldj")
-
-    def loss(means):
-        (z, _), (ldj, _) = unpack("mixture_cdf", f(tensor(inputs["x"]), tensor(inputs["weights"]), means, tensor(inputs["log_scales"])), "z", "ldj")
-        return (tensor(inputs["c"]) * z).sum() + (tensor(inputs["r"]) * ldj).sum()
-
-    def along():
-        means = tensor(inputs["means"]).requires_grad_()
-        value = loss(means)
-        return (torch.autograd.grad(value, means)[0] * tensor(inputs["direction"])).sum() if value.requires_grad else torch.zeros(())
-
-    with quiet_world():
-        call("mixture_cdf", inputs["x"], torch.float64)
-        call("mixture_cdf nearby", inputs["near"], torch.float64)
-        call("mixture_cdf on a batch", inputs["many.x"], torch.float64, "many.")
-        call("mixture_cdf far out", inputs["far"], torch.float64)
-        call("mixture_cdf on the line", inputs["line"], torch.float64)
-        with contextlib.suppress(Stop):
-            record.one("gradient", along, "along")
-            nudged = [tensor(inputs["means"]) + t * tensor(inputs["direction"]) for t in inputs["nudges"]]
-            record.one("gradient", lambda: torch.stack([loss(m).detach() for m in nudged]), "nudged")
-        torch.set_default_dtype(torch.float32)
-        call("mixture_cdf in float32", inputs["far"], torch.float32)
-    return record
+    return mixture_map("mixture_cdf", "z", f, inputs, line="line")
 
 
 def log_abs_det_jacobian(objects, inputs):

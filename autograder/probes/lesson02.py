@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from autograder.probes.common import COSTLY, Calls, sizes, tanh_net
+from autograder.probes.common import COSTLY, Calls, mixture_map, sizes, tanh_net
 from autograder.probes.record import (
     Complaint, Record, Stop, bijection, describe, is_module, parameters, part, quiet_world, readable, saved, tensor, to_float,
     unpack, words,
@@ -386,34 +386,7 @@ def invertible_linear(objects, inputs):
 
 def mix_logit_cdf(objects, inputs):
     (f,) = objects
-    record = Record()
-
-    def call(step, x, dtype, prefix=""):
-        p = [tensor(inputs[prefix + k], dtype) for k in ("weights", "means", "log_scales")]
-        with contextlib.suppress(Stop):
-            record.many(step, lambda: f(tensor(x, dtype), *p), "y", "ldj")
-
-    def loss(means):
-        (y, _), (ldj, _) = unpack("mix_logit_cdf", f(tensor(inputs["x"]), tensor(inputs["weights"]), means, tensor(inputs["log_scales"])), "y", "ldj")
-        return (tensor(inputs["c"]) * y).sum() + (tensor(inputs["r"]) * ldj).sum()
-
-    def along():
-        means = tensor(inputs["means"]).requires_grad_()
-        value = loss(means)
-        return (torch.autograd.grad(value, means)[0] * tensor(inputs["direction"])).sum() if value.requires_grad else torch.zeros(())
-
-    with quiet_world():
-        call("mix_logit_cdf", inputs["x"], torch.float64)
-        call("mix_logit_cdf nearby", inputs["near"], torch.float64)
-        call("mix_logit_cdf on a batch", inputs["many.x"], torch.float64, "many.")
-        call("mix_logit_cdf far out", inputs["far"], torch.float64)
-        with contextlib.suppress(Stop):
-            record.one("gradient", along, "along")
-            nudged = [tensor(inputs["means"]) + t * tensor(inputs["direction"]) for t in inputs["nudges"]]
-            record.one("gradient", lambda: torch.stack([loss(m).detach() for m in nudged]), "nudged")
-        torch.set_default_dtype(torch.float32)
-        call("mix_logit_cdf in float32", inputs["far"], torch.float32)
-    return record
+    return mixture_map("mix_logit_cdf", "y", f, inputs)
 
 
 def mix_coupling(objects, inputs):

@@ -48,6 +48,24 @@ CHROMIUM_OPTIONS = [
     "--disable-renderer-backgrounding",
 ]
 
+# What a student types into lesson 02.
+COUPLING = '''
+class Coupling(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x1, x2 = x.chunk(2, dim=-1)
+        alpha, mu = self.net(x1).chunk(2, dim=-1)
+        return torch.cat([x1, x2 * alpha.exp() + mu], dim=-1), alpha.sum(-1)
+
+    def inverse(self, z):
+        z1, z2 = z.chunk(2, dim=-1)
+        alpha, mu = self.net(z1).chunk(2, dim=-1)
+        return torch.cat([z1, (z2 - mu) * (-alpha).exp()], dim=-1)
+'''
+
 
 def find_chromium() -> str:
     """Path of the browser: $CHROMIUM, or the first on the PATH."""

@@ -2,28 +2,13 @@
 import ast
 
 import pytest
+from labkit import COUPLING
 
 pytestmark = pytest.mark.browser
 
 MAKE_NET = '''
 def make_net():
     return nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 2))
-'''
-COUPLING = '''
-class Coupling(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        x1, x2 = x.chunk(2, dim=-1)
-        alpha, mu = self.net(x1).chunk(2, dim=-1)
-        return torch.cat([x1, x2 * alpha.exp() + mu], dim=-1), alpha.sum(-1)
-
-    def inverse(self, z):
-        z1, z2 = z.chunk(2, dim=-1)
-        alpha, mu = self.net(z1).chunk(2, dim=-1)
-        return torch.cat([z1, (z2 - mu) * (-alpha).exp()], dim=-1)
 '''
 WRONG = COUPLING.replace("(z2 - mu) * (-alpha).exp()", "(z2 - mu) * alpha.exp()")
 

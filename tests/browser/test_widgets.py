@@ -13,7 +13,7 @@ import time
 import nbformat
 import numpy as np
 import pytest
-from labkit import REPOSITORY, Lab, free_port
+from labkit import COUPLING, REPOSITORY, Lab, free_port
 from PIL import Image
 from test_lab import write
 
@@ -32,22 +32,7 @@ VIEWS = {
     "training": "widgets.training(steps=6, size=32)",
 }
 SETUP = "from flowkit import widgets\nimport torch\nfrom torch import nn"
-COUPLING = '''
-class Coupling(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        x1, x2 = x.chunk(2, dim=-1)
-        alpha, mu = self.net(x1).chunk(2, dim=-1)
-        return torch.cat([x1, x2 * alpha.exp() + mu], dim=-1), alpha.sum(-1)
-
-    def inverse(self, z):
-        z1, z2 = z.chunk(2, dim=-1)
-        alpha, mu = self.net(z1).chunk(2, dim=-1)
-        return torch.cat([z1, (z2 - mu) * (-alpha).exp()], dim=-1)
-
+LAYER = COUPLING + '''
 torch.manual_seed(0)
 layer = Coupling(nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 2)))
 '''
@@ -159,7 +144,7 @@ def test_keys_step_and_are_not_swallowed(running, tab):
 
 
 def test_a_students_coupling_in_layers(running, tab, tmp_path):
-    notebook = opened(running, tab, "student", "setup", SETUP, "layer", COUPLING, "view", "view = widgets.explore(layer)\nview",
+    notebook = opened(running, tab, "student", "setup", SETUP, "layer", LAYER, "view", "view = widgets.explore(layer)\nview",
                       "kinds", "print(type(view).__name__, view.compute.__closure__ is not None, 'STRAIGHT' if 'straight' in view.canvas.caption else 'TRUE')")
     view = Shown(notebook, "view")
     view.changes(lambda: view.press("End"))
