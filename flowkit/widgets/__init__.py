@@ -8,7 +8,9 @@ from importlib import import_module
 
 # A view's function and its file: never of one name, or importing the file would put the module in the function's place.
 VIEWS = {"bend": "change_of_variables", "matrix": "linear_map", "layers": "layer_by_layer", "planar": "planar_fold",
-         "autoregressive": "masked_net", "sigmoidal": "sigmoids", "training": "live_training"}
+         "autoregressive": "masked_net", "sigmoidal": "sigmoids", "training": "live_training",
+         "flow_in_time": "vector_field", "contraction": "fixed_point", "modulo": "modular_shift",
+         "dequantize": "noise_in_bins", "surjection": "many_to_one"}
 _HOME = {**VIEWS, "explore": "choose", "View": "view"}
 __all__ = list(_HOME)
 

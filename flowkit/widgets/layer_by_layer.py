@@ -184,42 +184,42 @@ def _stack(shares, spread):
     return scene.panel(marks, (0, 1, low, high), "log |det|", "mean, nats", yticks=scene.axis(low, high, 6), width=0.36, framed=False)
 
 
-def _shaded(nodes, log_p, box, top):
-    """The density's square root on nets of MESH x MESH nodes, shaded linearly within their triangles: bytes (SIZE, SIZE), rows
+def _shaded(nodes, log_p, box, top, triangles=None):
+    """The density's square root on nets of MESH x MESH nodes (or of others, by their triangles), shaded linearly: bytes (SIZE, SIZE), rows
     from the bottom. The smallest triangles come last, on top: the less a net is stretched, the better it knows what lies between its nodes."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.transforms import IdentityTransform
     left, right, bottom, top_edge = box
     where = (scene.array(nodes, np.float64) - [left, bottom]) / [right - left, top_edge - bottom] * SIZE
     level = np.sqrt(np.clip(np.exp(scene.array(log_p, np.float64)) / top, 0, 1))
-    a, b, c = (where[corner] for corner in _TRIANGLES.T)
+    triangles = _TRIANGLES if triangles is None else triangles
+    a, b, c = (where[corner] for corner in triangles.T)
     least, most = np.minimum(np.minimum(a, b), c), np.maximum(np.maximum(a, b), c)
     reach = np.maximum(*(most - least).T)
-    bright = np.maximum.reduce([level[corner] for corner in _TRIANGLES.T])
+    bright = np.maximum.reduce([level[corner] for corner in triangles.T])
     # Wide ones that are dark take most of the time, and leave the picture as dark as it was.
     seen = (np.minimum(*most.T) > 0) & (np.maximum(*least.T) < SIZE) & ((reach < 12) | (bright > 0.02))
-    chosen = _TRIANGLES[seen][np.argsort(-reach[seen])]
-    triangles, shades = np.clip(where[chosen], -SIZE, 2 * SIZE), level[chosen]
+    chosen = triangles[seen][np.argsort(-reach[seen])]
+    corners, shades = np.clip(where[chosen], -SIZE, 2 * SIZE), level[chosen]
     colours = np.repeat(shades[..., None], 4, -1)
     colours[..., 3] = 1
     renderer = RendererAgg(SIZE, SIZE, 72)
     context = renderer.new_gc()
     context.set_antialiased(False)
-    if len(triangles):
-        renderer.draw_gouraud_triangles(context, triangles, colours, IdentityTransform())
+    if len(corners):
+        renderer.draw_gouraud_triangles(context, corners, colours, IdentityTransform())
     drawn = np.asarray(renderer.buffer_rgba())[::-1]
     return np.where(drawn[..., 3] > 0, drawn[..., 0], 0).astype(np.uint8)
 
 
-def _two_nets():
-    """The corners (T, 3) of the triangles of two nets of MESH x MESH nodes, one after the other."""
-    node = np.arange(MESH * MESH).reshape(MESH, MESH)
+def net_of(n):
+    """The corners (T, 3) of the triangles of a net of n x n nodes, whose rows follow one another."""
+    node = np.arange(n * n).reshape(n, n)
     a, b, c, d = (part.ravel() for part in (node[:-1, :-1], node[:-1, 1:], node[1:, 1:], node[1:, :-1]))
-    net = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
-    return np.concatenate([net, net + MESH * MESH])
+    return np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
 
 
-_TRIANGLES = _two_nets()
+_TRIANGLES = np.concatenate([net_of(MESH), net_of(MESH) + MESH * MESH])
 
 
 def _lattice(box, n):

@@ -25,10 +25,15 @@ pytestmark = pytest.mark.browser
 VIEWS = {
     "autoregressive": "widgets.autoregressive()",
     "bend": "widgets.bend()",
+    "contraction": "widgets.contraction()",
+    "dequantize": "widgets.dequantize()",
+    "flow_in_time": "widgets.flow_in_time(steps=8)",
     "layers": "widgets.layers(frames=24, points=300)",
     "matrix": "widgets.matrix()",
+    "modulo": "widgets.modulo()",
     "planar": "widgets.planar()",
     "sigmoidal": "widgets.sigmoidal()",
+    "surjection": "widgets.surjection()",
     "training": "widgets.training(steps=6, size=32)",
 }
 SETUP = "from flowkit import widgets\nimport torch\nfrom torch import nn"
@@ -200,7 +205,7 @@ def search(view, found, step=14):
     raise AssertionError("nothing there")
 
 
-@pytest.mark.parametrize("name", ["matrix", "planar", "sigmoidal"])
+@pytest.mark.parametrize("name", ["contraction", "dequantize", "flow_in_time", "matrix", "modulo", "planar", "sigmoidal", "surjection"])
 def test_handles_are_dragged(running, tab, name):
     """The picture follows the mouse, and the kernel's state with it; R puts everything back."""
     look = "before, now = view._first, view.state\nprint([name for name, value in before.items() if str(now[name]) != str(value)])"

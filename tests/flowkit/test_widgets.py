@@ -18,7 +18,20 @@ from torch import nn
 import flowkit
 from flowkit import widgets
 from flowkit.core import Compose, Flow, StandardNormal
-from flowkit.widgets import linear_map, live_training, masked_net, paths, planar_fold, scene, sigmoids
+from flowkit.widgets import (
+    fixed_point,
+    linear_map,
+    live_training,
+    many_to_one,
+    masked_net,
+    modular_shift,
+    noise_in_bins,
+    paths,
+    planar_fold,
+    scene,
+    sigmoids,
+    vector_field,
+)
 from flowkit.widgets.change_of_variables import BASES, FAR, PRESETS, cubic, way
 from flowkit.widgets.layer_by_layer import PRESETS as FLOWS
 from flowkit.widgets.layer_by_layer import Journey
@@ -28,10 +41,15 @@ from flowkit.widgets.view import HERE, slider
 VIEWS = {
     "autoregressive": lambda: widgets.autoregressive(),
     "bend": lambda: widgets.bend(),
+    "contraction": lambda: widgets.contraction(),
+    "dequantize": lambda: widgets.dequantize(),
+    "flow_in_time": lambda: widgets.flow_in_time(steps=4),
     "layers": lambda: widgets.layers(frames=12, points=100),
     "matrix": lambda: widgets.matrix(),
+    "modulo": lambda: widgets.modulo(),
     "planar": lambda: widgets.planar(),
     "sigmoidal": lambda: widgets.sigmoidal(),
+    "surjection": lambda: widgets.surjection(),
     "training": lambda: widgets.training(steps=3, size=16),
 }
 
@@ -157,7 +175,7 @@ def test_the_widgets_are_small():
     """An evening for the layers, half an hour for the frame, and a coffee for each view."""
     own = {path.stem: code_lines(path.read_text()) for path in HERE.glob("*.py")}
     views = {name: own.pop(name) for name in widgets.VIEWS.values()}
-    assert sum(own.values()) < 600 and max(views.values()) < 240
+    assert sum(own.values()) < 640 and max(views.values()) < 240
     assert len((HERE / "canvas.mjs").read_text().splitlines()) < 600
 
 
@@ -667,6 +685,294 @@ def test_weights_sum_to_one_and_a_choice_moves_nothing():
     for wrong in (([1.0], None, [1.0]), ([1.0, 2.0], [0.0], [1.0]), ([-1.0], [0.0], [1.0]), ([1.0], [0.0], [0.7])):
         with pytest.raises(ValueError):
             widgets.sigmoidal(*wrong)
+
+
+# flow_in_time
+
+def number(label, pattern):
+    return float(re.search(pattern, label.replace("−", "-"))[1])
+
+
+def test_eulers_steps_are_torchdiffeqs_and_rk4_comes_close_to_the_exact_flow():
+    torch.manual_seed(0)
+    field, x = vector_field.FIELDS["a swirl that turns"], torch.randn(50, 2)
+    for solver, settings, close in (("Euler", {"solver": "euler", "steps": 7}, 1e-5), ("RK4", {"solver": "dopri5"}, 1e-3)):
+        cnf = flowkit.CNF(field, **settings)
+        y = vector_field._solve(field, x, "t = 0", solver, 7)
+        z, ldj = cnf.forward(x)
+        assert torch.allclose(y[-1, :, :2], z, atol=close) and torch.allclose(y[-1, :, 2], ldj, atol=close)
+        y = vector_field._solve(field, x, "t = 1", solver, 7)
+        back, ldj = cnf.inverse_and_ldj(x)
+        assert torch.allclose(y[-1, :, :2], back, atol=close) and torch.allclose(y[-1, :, 2], -ldj, atol=close)
+
+
+def test_the_density_of_three_clumps_comes_out_of_the_normal():
+    field = vector_field.FIELDS["three clumps by diffusion"]
+    trip = vector_field._all(field, "t = 1", "RK4", 40)
+    n = vector_field.MESH ** 2
+    x, log_p = trip[-1, :n, :2], vector_field._log_p(trip[-1, :n], trip[0, :n])
+    away = (x[:, None] - vector_field._CLUMPS).square().sum(-1) / (2 * vector_field._WIDTH ** 2)
+    exact = torch.logsumexp(-away, -1) - np.log(3 * 2 * np.pi * vector_field._WIDTH ** 2)
+    inside = exact > -5
+    assert inside.sum() > 500 and (log_p - exact)[inside].abs().max() < 0.15
+
+
+def test_what_the_claimed_density_integrates_to():
+    """Euler turns and stretches by 1 + (4 h)^2 a step where the trace says 1; RK4 and a field without error give one."""
+    made = widgets.flow_in_time()
+    for changes, whole in (({"preset": "rotation", "steps": 10}, (1 + 0.4 ** 2) ** 10), ({"preset": "rotation", "solver": "RK4"}, 1),
+                           ({"preset": "source", "solver": "RK4"}, 1), ({"preset": "source", "solver": "Euler", "steps": 2}, 1.4 ** 4 / np.exp(1.6))):
+        made.set(t=1.0, **changes)
+        assert number(made.frames[0]["label"], r"integrates to (\S+)") == pytest.approx(whole, rel=0.01)
+    made.set(preset="source", solver="RK4", steps=20, t=0.5)
+    exact = -np.log(2 * np.pi) - 0.5 * (0.9 ** 2 + 0.6 ** 2) - 0.8
+    assert number(made.frames[0]["label"], r"log p = (\S+) on") == pytest.approx(exact, abs=0.006)
+    assert number(made.frames[0]["label"], r"exactly (\S+);") == pytest.approx(exact, abs=0.006)
+
+
+def test_between_two_steps_there_is_a_shorter_one():
+    field, state = vector_field.FIELDS["source"], {"normal": "t = 1", "t": 0.7}
+    y = vector_field._solve(field, np.array([[1.0, 0.5]]), "t = 1", "Euler", 2)
+    now = vector_field._at(field, y, state, "Euler", 2)
+    assert torch.allclose(now[0], torch.tensor([1.0 * 0.76, 0.5 * 0.76, -0.3 * 1.6]), atol=1e-6)
+
+
+@pytest.mark.parametrize("field, words", [
+    (lambda t, x: x[:, :1], "f(t, x) must be a tensor of shape (3, 2), got (3, 1)"),
+    (lambda t, x: x / (x - x), "f(t, x) must be finite"), (lambda t, x: x.detach() * 2, "gives no gradient"),
+    (lambda t, x: torch.where(t > 0.5, x / 0, x), "must be finite"), (lambda x: x, "Careful: TypeError"),
+])
+def test_a_field_that_cannot_be_shown_is_named(field, words):
+    made = widgets.flow_in_time(field)
+    assert made.canvas.caption.startswith("Careful: ") and words in made.canvas.caption and made.canvas.problem == ""
+    assert widgets.flow_in_time(vector_field.FIELDS["saddle"]).canvas.caption.startswith("Follow")
+
+
+def test_a_field_of_ones_own_may_be_a_net():
+    torch.manual_seed(0)
+    field = flowkit.VectorField(2, (8,))
+    made = widgets.flow_in_time(field, steps=3)
+    assert made.state["normal"] == "t = 1" and made.state["steps"] == 3 and "Careful" not in made.canvas.caption
+    assert all(p.grad is None and p.requires_grad for p in field.parameters())
+
+
+# contraction
+
+@pytest.mark.parametrize("name", fixed_point.PRESETS)
+def test_the_error_falls_as_the_lipschitz_constant_says(name):
+    made = widgets.contraction()
+    made.set(preset=name)
+    state = made.state
+    it = fixed_point.Iteration(lambda x: state["scale"] * fixed_point.BRANCHES[state["branch"]](x), state["z"],
+                               state["z"] if state["start"] is None else state["start"])
+    assert it.lipschitz == pytest.approx(state["scale"], rel=1e-3)
+    assert np.allclose(it.roots + it.g(it.roots), state["z"], atol=1e-9)
+    n = np.arange(len(it.x))
+    if state["scale"] < 1:
+        assert len(it.roots) == 1 and it.fate == "there"
+        assert (it.error <= it.error[0] * state["scale"] ** n + 1e-12).all()
+        late = (it.error[1:] / it.error[:-1])[(it.error[1:] > 1e-7) & (it.error[1:] < 1e-2)]
+        assert not len(late) or late[-1] == pytest.approx(abs(it.slope), abs=0.02)
+        assert "< 1: one x for each z" in made.canvas.caption
+    else:
+        assert "nothing is promised" in made.canvas.caption
+        fate, words, roots = {"three x": ("there", "3 x share this z", 3), "a cycle": ("cycle", "to and fro for ever", 1),
+                              "runs away": ("away", "runs away", 1)}[name.partition(": ")[2]]
+        assert it.fate == fate and words in made.canvas.caption and len(it.roots) == roots
+    cobweb = marks_of(made.frames[0], 1, "lines")[-1]["xy"][0]
+    assert np.allclose(cobweb[1:-1:2, 1], np.clip(it.x[1:state["n"] + 1], -50, 50), atol=1e-5)
+
+
+def test_the_iteration_finds_what_flowkits_inverse_finds():
+    torch.manual_seed(0)
+    g = flowkit.lipschitz_mlp(1, (16,))
+    made = widgets.contraction(g)
+    made.set(n=30, z=1.3)
+    with torch.no_grad():
+        x = float(flowkit.Residual(g).inverse(torch.tensor([[1.3]])))
+    assert number(made.frames[0]["label"], r"x_30 = (\S+),") == pytest.approx(x, abs=1e-4)
+    made.message({"type": "drag", "name": "start", "index": 0, "x": -2.0, "y": 0.0, "ask": 1})
+    assert made.state["start"] == -2 and number(made.frames[0]["label"], r"x_30 = (\S+),") == pytest.approx(x, abs=1e-4)
+    made.message({"type": "drag", "name": "z", "index": 0, "x": 9.0, "y": -1.0, "ask": 1})
+    assert made.state["z"] == -1
+
+
+@pytest.mark.parametrize("g, words", [
+    (lambda x: x[:, 0], "g(x) must be a tensor of shape"), (lambda x: x.log(), "g(x) must be finite"), (lambda x: 3, "got int"),
+    (lambda x: {}["g"], "Careful: KeyError"),
+])
+def test_a_branch_that_cannot_be_shown_is_named(g, words):
+    made = widgets.contraction(g)
+    assert made.canvas.caption.startswith("Careful: ") and words in made.canvas.caption
+
+
+# modulo
+
+def test_bars_only_change_places_unless_sigma_has_no_inverse():
+    """The heights as they are drawn, for every sigma of some K."""
+    made = widgets.modulo()
+    for K in (2, 4, 6, 7, 12):
+        for sigma in range(K):
+            made.set(K=K, sigma=sigma, mu=K // 2)
+            upper, lower = (m["boxes"] for m in marks_of(made.frames[0], 0, "bars"))
+            p, z = upper[:, 3] - upper[:, 2], np.round((lower[:, 0] + lower[:, 1]) / 2).astype(int)
+            assert (z == (sigma * np.arange(K) + K // 2) % K).all()
+            assert np.allclose(lower[:, 3] - lower[:, 2], p, atol=1e-6), "the same height, whatever is below it"
+            for k in set(z):
+                pile = lower[z == k]
+                assert pile[:, 3].max() - pile[:, 2].min() == pytest.approx(p[z == k].sum(), abs=1e-6), "one on top of the other"
+            one_to_one = len(set(z)) == K
+            assert one_to_one == (np.gcd(sigma, K) == 1) == ("no bijection" not in made.canvas.caption)
+            if one_to_one:
+                x = flowkit.discrete.modular_unshift(torch.arange(K), K // 2, sigma, K)
+                assert (z[x.numpy()] == np.arange(K)).all()
+
+
+@pytest.mark.parametrize("shift, words", [
+    (flowkit.discrete.modular_shift, None), (lambda x, mu, sigma, K: (x * sigma + mu) % K, None),
+    (lambda x, mu, sigma, K: x + 1, "integers from 0 to 6"), (lambda x, mu, sigma, K: ((x + mu) * sigma) % K, "at x = 0 your z is 6"),
+    (lambda x, mu, sigma, K: (x * sigma + mu).float() % K, "integers from 0 to 6"), (lambda x, mu, sigma, K: x[:2], "shape (7,), got (2,)"),
+    (lambda x, mu, sigma, K: x.nothing, "AttributeError"),
+])
+def test_a_shift_of_ones_own(shift, words):
+    made = widgets.modulo(shift)
+    made.set(preset="shift and scale")
+    assert ("Careful" not in made.canvas.caption) if words is None else words in made.canvas.caption
+    made.set(preset="σ = 2, K = 6: no inverse")
+    if shift is flowkit.discrete.modular_shift:
+        assert made.canvas.caption.startswith("Your shift refuses σ = 2 for K = 6, as it should") and "no bijection" in made.canvas.caption
+
+
+def test_a_dragged_bar_takes_from_the_others():
+    made = widgets.modulo()
+    (handle,) = marks_of(made.frames[0], 0, "handles")
+    before = modular_shift.probabilities(made.state)
+    made.message({"type": "drag", "name": "bar", "index": 4, "x": 0.0, "y": float(handle["xy"][1, 1]), "ask": 1})
+    after = modular_shift.probabilities(made.state)
+    assert after.sum() == pytest.approx(1) and after[4] == pytest.approx(before[1], abs=1e-6) and (np.delete(after, 4) < np.delete(before, 4)).all()
+
+
+# dequantize
+
+@pytest.mark.parametrize("name", noise_in_bins.PRESETS)
+def test_every_noise_gives_a_bound_and_the_best_one_is_exact(name):
+    state = noise_in_bins.PRESETS[name]
+    bins = noise_in_bins.Bins(4, lambda v: noise_in_bins._shape(state, 4, v))
+    fine = (np.arange(4 * 5000) + 0.5) / 5000
+    assert np.allclose(np.exp(bins.log_p(fine)).reshape(4, 5000).mean(1), np.exp(bins.log_P), atol=1e-5) and np.exp(bins.log_P).sum() == pytest.approx(1)
+    bounds = np.stack([bins.bound(bins.tilted(towards)) for towards in np.linspace(0, 1, 6)])
+    assert np.allclose(bounds[0], bins.uniform) and np.allclose(bounds[-1], bins.log_P)
+    assert (np.diff(bounds, axis=0) >= -1e-12).all() and (bounds <= bins.log_P + 1e-12).all()
+    gap = (bins.tilted(0.4) * np.log(bins.tilted(0.4) / bins.best)).mean(1)
+    assert np.allclose(bins.log_P - bounds[2], gap), "the gap is the divergence from the best"
+    assert (bins.log_P - bins.uniform > 0.01).any() == (name != "flat in each bin")
+
+
+def beta(wrong=0.0):
+    """A proposal whose shape differs from bin to bin."""
+    def q(x):
+        law = torch.distributions.Beta(1 + (x[:, 0] == 1) * 2.0, 1 + (x[:, 0] == 2) * 2.0)
+        u = law.sample()
+        return u[:, None], law.log_prob(u) - wrong
+    return q
+
+
+def test_a_proposal_of_ones_own():
+    made = widgets.dequantize(beta())
+    assert made.canvas.caption.startswith("Your q in purple")
+    exact, uniform, ours = (number(made.frames[0]["label"], pattern) for pattern in (r"P\(x\) = ([^,]+),", r"noise ([^,]+),", r"q (\S+)$"))
+    assert uniform < ours < exact
+    # Against quadrature: Beta(3, 1) in bin 1 and its mirror image in bin 2; 0.02 is above five standard errors.
+    bins = noise_in_bins.Bins(4, lambda v: noise_in_bins._shape(made.state, 4, v))
+    q = np.stack([np.ones_like(bins.u), 3 * bins.u ** 2, 3 * (1 - bins.u) ** 2, np.ones_like(bins.u)])
+    assert ours == pytest.approx(np.exp(bins.log_P) @ bins.bound(q), abs=0.05)
+    heights = marks_of(made.frames[0], 0, "bars", row=1)[0]["boxes"][:, 3].reshape(4, -1)
+    assert np.allclose(heights.mean(1), 1)
+    made.set(seed=1)
+    assert number(made.frames[0]["label"], r"q (\S+)$") != ours
+
+
+@pytest.mark.parametrize("q, words", [
+    (beta(wrong=1.0), "your bound is"), (lambda x: (torch.rand(x.shape), torch.zeros(x.shape)), "log_q must be a tensor of shape (8000,)"),
+    (lambda x: (torch.rand(x.shape) + 0.5, torch.zeros(len(x))), "u must lie in [0, 1]"), (lambda x: torch.rand(x.shape), "must return u and log_q"),
+    (lambda x: (torch.rand(x.shape), torch.rand(len(x)) / 0), "log_q must be finite"), (lambda x: 1 / 0, "ZeroDivisionError"),
+])
+def test_a_proposal_that_is_none_is_named(q, words):
+    caption = widgets.dequantize(q).canvas.caption
+    assert caption.startswith("Careful: ") and words in caption
+
+
+def test_a_density_of_ones_own_in_the_bins():
+    base = torch.distributions.Beta(2.0, 3.0)
+    made = widgets.dequantize(levels=8, log_prob=lambda y: base.log_prob(y)[:, 0])
+    y = np.linspace(0, 1, 9)
+    exact = np.diff(6 * y ** 2 - 8 * y ** 3 + 3 * y ** 4)
+    (words,) = ([float(m["words"]) for m in marks_of(made.frames[0], 0, "text")],)
+    assert words == pytest.approx(exact, abs=0.006) and number(made.frames[0]["label"], r"P\(x\) = ([^,]+),") == pytest.approx(exact @ np.log(exact), abs=1e-3)
+    assert "log_prob(y) must be" in widgets.dequantize(log_prob=lambda y: y).canvas.caption
+    with pytest.raises(ValueError, match="levels must lie"):
+        widgets.dequantize(levels=1)
+
+
+# surjection
+
+@pytest.mark.parametrize("dim, kind", [(1, "half"), (2, "half"), (1, "any"), (2, "any"), (2, "sorted"), (2, "tilted")])
+def test_the_bases_draw_from_their_densities(dim, kind):
+    """The integral is one; the samples' means are the density's, to five standard errors (seeded; two-sided error 6e-7 each)."""
+    base, line = many_to_one.Base(dim, kind), np.linspace(-12, 12, 961)
+    x = line[:, None] if dim == 1 else many_to_one._plane(line)
+    p = np.exp(base.log_prob(x)) * (line[1] - line[0]) ** dim
+    assert p.sum() == pytest.approx(1, abs=5e-3)
+    drawn, f = base.sample(4000, 0), lambda x: np.concatenate([x, np.cos(2 * x), x[:, :1] * x[:, -1:]], 1)
+    assert (np.abs(f(drawn).mean(0) - p @ f(x) / p.sum()) < 5 * f(drawn).std(0) / np.sqrt(4000) + 5e-3).all()
+
+
+@pytest.mark.parametrize("name", many_to_one.LAYERS)
+def test_the_one_point_and_all_that_share_its_z(name):
+    made = widgets.surjection()
+    made.set(preset=name, a=0.9)
+    layer, label = many_to_one.LAYERS[name](), made.frames[0]["label"]
+    one = many_to_one.Whole(layer, 0)
+    assert one.integral == pytest.approx(1, abs=0.02 if not one.bound else 0.1) and "Careful" not in made.canvas.caption
+    rings = [marks_of(made.frames[0], column, "points")[-1]["xy"] for column in (0, 1)]
+    here = np.array([[0.9, -0.6]][:1])[:, :one.dim]
+    z, contribution = one.forward(here)
+    if one.bound:
+        assert np.allclose(rings[1][:, 0], 0.9, atol=1e-5) and len(np.unique(rings[1][:, 1])) == many_to_one.MANY
+        exact = np.interp(one.low[:, 0], np.linspace(-3.5, 3.5, many_to_one.LINE), one.p)
+        assert (one.low[:, 1] < exact + 1e-6).all()
+        assert np.allclose(one.low[:, 1], exact, atol=1e-5) == (name == "slice, the best q")
+    else:
+        x = rings[0] if one.dim == 2 else rings[0][:, :1]
+        assert np.allclose(one.forward(x.astype(float))[0], z, atol=1e-5), "they share the z"
+        assert f"{len(np.unique(x.round(3), axis=0))} different x" in label and len(np.unique(x.round(3), axis=0)) > 1
+        total = number(label, r"= (\S+); ∫")
+        assert total == pytest.approx(float(one.base.log_prob(z)[0] + contribution[0]), abs=0.006)
+
+
+def changed(layer, forward=None, inverse=None):
+    """A layer whose answers are altered: forward(z, contribution) -> the pair, inverse(x) -> x."""
+    class Changed:
+        def forward(self, x):
+            return forward(*layer.forward(x)) if forward else layer.forward(x)
+
+        def inverse(self, z):
+            return inverse(layer.inverse(z)) if inverse else layer.inverse(z)
+    return Changed()
+
+
+@pytest.mark.parametrize("name, forward, inverse, words", [
+    ("abs", lambda z, c: (z, 0 * c), None, "integrates to 2.00"), ("sort", lambda z, c: (z, -c), None, "integrates to 4.00"),
+    ("max", lambda z, c: (z, c + 0.7), None, "integrates to 2.0"), ("slice", lambda z, c: (z, -c), None, "−log q of the draw"),
+    ("slice", lambda z, c: (z, 0 * c), None, "−log q of the draw"), ("slice, the best q", lambda z, c: (z, c + 0.2), None, "above log p(x)"),
+    ("abs", None, lambda x: 2 * x, "forward(inverse(z)) is not z"), ("slice", None, lambda x: x + 1, "inverse(forward(x)) is not x"),
+    ("sort", lambda z, c: (z, c[:, None]), None, "the contribution must be a tensor of shape"), ("max", lambda z, c: (z / 0, c), None, "z must be finite"),
+    ("abs", lambda z, c: z, None, "forward must give z"), ("abs", None, lambda x: 1 / 0, "ZeroDivisionError"),
+])
+def test_a_surjection_that_is_wrong_is_named(name, forward, inverse, words):
+    caption = widgets.surjection(changed(many_to_one.LAYERS[name](), forward, inverse)).canvas.caption
+    assert caption.startswith("Careful: ") and words in caption
+    assert "Careful" not in widgets.surjection(changed(many_to_one.LAYERS[name]())).canvas.caption
 
 
 # training
