@@ -1,4 +1,4 @@
-"""What lies in data/: small real tables, and numbers that papers report. Nothing is downloaded.
+"""What lies in data/: small real tables, numbers that papers report, and a tale. Nothing is downloaded.
 
 data/README.md says where each file comes from and under which licence.
 """
@@ -10,13 +10,13 @@ import torch
 DATA = Path(__file__).resolve().parent.parent / "data"
 
 
-def _file(folder, name):
-    names = sorted(p.stem for p in (DATA / folder).glob("*.csv"))
+def _file(folder, name, kind="csv"):
+    names = sorted(p.stem for p in (DATA / folder).glob(f"*.{kind}"))
     if not names:
-        raise FileNotFoundError(f"{DATA / folder} holds no CSV files; the data lie in the course's folder, beside flowkit/")
+        raise FileNotFoundError(f"{DATA / folder} holds no {kind.upper()} files; the data lie in the course's folder, beside flowkit/")
     if name not in names:
         raise ValueError(f"name must be one of {', '.join(names)}, got {name!r}")
-    return DATA / folder / f"{name}.csv"
+    return DATA / folder / f"{name}.{kind}"
 
 
 def table(name):
@@ -36,6 +36,15 @@ def published(name):
     """
     with open(_file("published", name), encoding="utf-8", newline="") as f:
         return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(f)]
+
+
+def text(name):
+    """An English text as a str in 27 characters, the letters a to z and single spaces (as in the benchmark text8): 'mill'.
+
+    Raises ValueError for an unknown name.
+    """
+    letters = _file("text", name, "txt").read_text(encoding="utf-8").lower()
+    return " ".join("".join(c if "a" <= c <= "z" else " " for c in letters).split())
 
 
 def _number(text):

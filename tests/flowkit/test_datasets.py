@@ -32,3 +32,11 @@ def test_an_unknown_name_is_answered_by_those_there_are():
         datasets.table("boston")
     with pytest.raises(ValueError, match="density_estimation"):
         datasets.published("table 1")
+
+
+def test_the_tale_is_in_27_characters_and_long_enough_to_learn_from():
+    tale = datasets.text("mill")
+    assert tale.startswith("the mill and the river there was a mill by the river") and len(tale) > 5000
+    assert set(tale) <= set("abcdefghijklmnopqrstuvwxyz ") and "  " not in tale
+    with pytest.raises(ValueError, match="mill"):
+        datasets.text("bible")
