@@ -313,7 +313,7 @@ def objects_for(exercise_id):
     """What could be handed in for an exercise: spoilt classes, functions, things that are neither, too many; half-right ones above all."""
     from hypothesis import strategies as st
 
-    (reference,) = records.registry()[exercise_id].reference()
+    reference, *others = records.registry()[exercise_id].reference()     # of several objects the first is spoilt
     behaviours = values() | actions()
     when = st.sampled_from(("always", "always", *WHEN))
     layer = isinstance(reference, type)
@@ -332,11 +332,11 @@ def objects_for(exercise_id):
         return "; ".join(f"{n} {w}{'' if p is None else f' [{p}]'}: {b.name}" for n, b, w, p in spots)
 
     def a_class(base, spots):
-        return Handed(f"{base.__name__} with {name(spots)}", lambda: (spoilt(base, spots),))
+        return Handed(f"{base.__name__} with {name(spots)}", lambda: (spoilt(base, spots), *others))
 
     def a_function(spot):
         _, behaviour, w, part = spot
-        return Handed(f"function, {name([spot])}", lambda: (wrapped(reference, behaviour, WHEN[w], part),))
+        return Handed(f"function, {name([spot])}", lambda: (wrapped(reference, behaviour, WHEN[w], part), *others))
 
     def a_net(spots):
         def make():

@@ -205,8 +205,9 @@ def same(a, b):
         return bool((a == b).all())
     tol = 1e-4 if np.float32 in (a.dtype, b.dtype) else 1e-7
     a, b = a.astype(float), b.astype(float)
-    with np.errstate(invalid="ignore"):     # np.allclose says the same in three times the time
-        return bool(((np.abs(a - b) <= tol + tol * np.abs(b)) | (a == b) | ((a != a) & (b != b))).all())
+    # np.allclose says the same in three times the time; the bound keeps an infinite b from having an infinite tolerance
+    with np.errstate(invalid="ignore"):
+        return bool(((np.abs(a - b) <= tol + tol * np.minimum(np.abs(b), 1e300)) | (a == b) | ((a != a) & (b != b))).all())
 
 
 def run_cases(exercise, answers, outputs):

@@ -38,15 +38,15 @@ KIND = {
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A right answer as text, with the names that it needs."""
-    name: str
+    """A right answer as text: the names of its objects, and those that it needs."""
+    names: tuple
     code: str
     home: dict
 
     def made(self, code):
         space = dict(self.home)
         exec(code, space)
-        return (space[self.name],)
+        return tuple(space[n] for n in self.names)
 
     def make(self):
         return self.made(self.code)
@@ -79,11 +79,9 @@ def sources(exercise_id):
     """The right answers of an exercise that have a text of their own, in their order."""
     found = []
     for objects in rights.table().get(exercise_id, ()):
-        answer = objects[0]
-        plain = len(objects) == 1 and inspect.isclass(answer) or inspect.isfunction(answer)
-        if plain and answer.__name__ != "<lambda>":
-            code = ast.unparse(ast.parse(inspect.getsource(answer)))
-            found.append(Source(answer.__name__, code, vars(inspect.getmodule(answer))))
+        if all((inspect.isclass(o) or inspect.isfunction(o)) and o.__name__ != "<lambda>" for o in objects):
+            code = ast.unparse(ast.parse("\n".join(inspect.getsource(o) for o in objects)))
+            found.append(Source(tuple(o.__name__ for o in objects), code, vars(inspect.getmodule(objects[0]))))
     return tuple(found)
 
 

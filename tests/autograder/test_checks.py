@@ -190,12 +190,17 @@ NONSENSE = {
 }
 
 
+def handed(name, thing):
+    """The thing, as often as the exercise takes an object."""
+    return (thing,) * len(exercise.get(name).reference())
+
+
 def answer(name, make):
-    """An answer to the exercise that returns nonsense wherever it returns something."""
+    """An answer to the exercise that returns nonsense wherever it returns something: what is handed to its check."""
     if not isinstance(exercise.get(name).reference()[0], type):
-        return lambda *a, **k: make()
+        return handed(name, lambda *a, **k: make())
     methods = dict.fromkeys(("forward", "inverse", "log_prob", "sample"), lambda self, x: make()) | {"__init__": lambda self, *a: None}
-    return type("Nonsense", (), methods)
+    return handed(name, type("Nonsense", (), methods))
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -203,7 +208,7 @@ def test_nonsense_gets_one_clear_sentence(name):
     for what, make in NONSENSE.items():
         if name == "bonus_study" and what == "an int":
             continue  # an int is a number, and the case that asks for an effect of the setting fails it
-        v = verdict(name, (answer(name, make),))
+        v = verdict(name, answer(name, make))
         assert v.score < v.points and v.status in ("wrong", "error"), (what, v)
         assert v.sentences and all(s.strip() and "\n" not in s and "Traceback" not in s for s in v.sentences), (what, v.sentences)
         assert render.text(v) and render.page(v)
@@ -213,7 +218,7 @@ def test_nonsense_gets_one_clear_sentence(name):
 def test_what_a_student_wrote_is_never_html(name):
     """An exception's text and printed text reach the page as text."""
     script = "<script>alert(1)</script> `<img src=x onerror=alert(2)>`"
-    v = verdict(name, (answer(name, raising(ValueError(script))),))
+    v = verdict(name, answer(name, raising(ValueError(script))))
     page = render.page(v, printed=script)
     assert any("script" in sentence for sentence in v.sentences) and "&lt;script&gt;" in page
     assert "<script" not in page and "<img" not in page
@@ -222,13 +227,13 @@ def test_what_a_student_wrote_is_never_html(name):
 @pytest.mark.parametrize("name", IDS)
 def test_what_is_no_answer_at_all(name):
     for thing in (None, 3, "text", Hostile, type("Empty", (), {}), lambda: None, torch.zeros(3), Unprintable):
-        v = verdict(name, (thing,))
+        v = verdict(name, handed(name, thing))
         assert v.score == 0 and v.sentences, (thing, v)
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_the_stub_is_unsolved(name):
-    v = verdict(name, (answer(name, raising(NotImplementedError(f"exercise {name}"))),))
+    v = verdict(name, answer(name, raising(NotImplementedError(f"exercise {name}"))))
     assert v.status == "unsolved" and v.score == 0 and not v.sentences
     assert "not solved yet" in render.text(v)
 
@@ -236,14 +241,14 @@ def test_the_stub_is_unsolved(name):
 @pytest.mark.parametrize("name", IDS)
 def test_a_keyboard_interrupt_is_the_persons_own(name):
     with pytest.raises(KeyboardInterrupt):
-        verdict(name, (answer(name, raising(KeyboardInterrupt())),))
+        verdict(name, answer(name, raising(KeyboardInterrupt())))
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_pictures_are_drawn_for_any_answer(name):
     e = exercise.get(name)
     answers = judge.bank(e, 0)
-    for objects in (e.reference(), e.misconceptions[0].make(), (answer(name, lambda: None),), (answer(name, raising(NotImplementedError())),)):
+    for objects in (e.reference(), e.misconceptions[0].make(), answer(name, lambda: None), answer(name, raising(NotImplementedError()))):
         arrays = e.probe(objects, answers.inputs)
         png = render.picture(e, answers, arrays)
         assert png is None or png.startswith(b"\x89PNG")

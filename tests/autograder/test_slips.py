@@ -103,6 +103,12 @@ def test_slips_are_bounded_and_come_from_right_answers(name):
         assert judge.judge(e, 0, e.probe(source.make(), answers.inputs)).status == "ok"
 
 
+def test_an_answer_of_two_functions_has_the_slips_of_both():
+    source = slips.sources("modular_shift")[0]
+    assert len(source.names) == len(source.make()) == 2
+    assert {e.method for s in slips.slips(source) for e in s.edits} == set(source.names)
+
+
 def test_every_kind_and_place_of_a_mutant_has_its_words():
     for name in exercise.registry():
         for source in slips.sources(name):
