@@ -207,7 +207,9 @@ def ldj_faults(inputs, outputs, prefixes=("",)):
 
 
 def directional(values, h=STEP):
-    """The derivative along a direction from the four values at -2h, -h, h, 2h."""
+    """The derivative along a direction from the four values at -2h, -h, h, 2h; Fail if there are not four."""
+    if np.shape(values) != np.shape(WEIGHTS):
+        raise Fail("Asked again with inputs that are a little different, the answer returns something of another shape.")
     return float(np.dot(values, WEIGHTS) / h)
 
 
