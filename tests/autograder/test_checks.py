@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autograder import exercise, fuzz, judge, render, rights
+from autograder import exercise, fuzz, judge, laws, render, rights
 from autograder.check import captured
 from autograder.probes.record import Record
 from autograder.rights.lesson02 import EvenOdd, OtherHalf
@@ -272,6 +272,13 @@ def test_records_are_complete(name):
     assert len(e.misconceptions) >= 3 and e.picture is not None
     for m in e.misconceptions:
         assert m.sentence.endswith(".") and len(m.sentence) < 220
+
+
+@pytest.mark.parametrize("values", [np.zeros(0), np.zeros((4, 2)), np.zeros(3)])
+def test_a_shape_that_changes_from_call_to_call_is_a_sentence(values):
+    """Found by random answers: a derivative by differences needs the same shape each time."""
+    with pytest.raises(exercise.Fail, match="another shape"):
+        laws.directional(values)
 
 
 def test_two_objects_where_one_is_asked_for_are_told_in_one_sentence():
