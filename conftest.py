@@ -1,6 +1,7 @@
 """For every pytest run, the tests' and nbval's alike: fast mode, no windows, an IPython of its own, `--no-skips`, and which
 tests share a process when several run side by side (`-n 2`, as make test has it)."""
 import os
+import signal
 import tempfile
 
 import matplotlib
@@ -12,6 +13,9 @@ matplotlib.use("Agg")
 
 
 def pytest_configure(config):
+    # What is started in the background is told to ignore an interrupt, and would tell its children; some tests send one.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The kernels that tests start shall not run the user's own start-up files, nor write into the user's history.
     profile = tempfile.TemporaryDirectory(prefix="flowkit-ipython-")
     config.add_cleanup(profile.cleanup)

@@ -317,7 +317,10 @@ def differences(source, root=ROOT):
 
 
 def course(folder, chosen):
-    """Make or renew an nbgrader course in `folder`: source/, release/ and gradebook.db by nbgrader's generate_assignment."""
+    """Make or renew an nbgrader course in `folder`: source/, release/ and gradebook.db by nbgrader's generate_assignment.
+
+    A lesson without exercises is no assignment and is left out. Returns the names of those that are in.
+    """
     from nbgrader.apps import NbGraderAPI
     from nbgrader.coursedir import CourseDirectory
 
@@ -326,12 +329,14 @@ def course(folder, chosen):
     files.tools_on_path()
     shutil.copyfile(CONFIG, folder / CONFIG.name)
     settings = config()
+    chosen = [source for source in chosen if exercise.assignment(source.stem).EXERCISES]
     for source in tqdm(chosen, desc="release", unit="lesson", leave=False):
         save(solved(source), folder / "source" / source.stem / f"{source.stem}.ipynb")
         api = NbGraderAPI(CourseDirectory(root=str(folder), config=settings), config=settings)
         result = api.generate_assignment(source.stem)
         if not result["success"]:
             raise SourceError(f"nbgrader could not release {source.stem}:\n{result.get('log', '')}{result['error']}")
+    return [source.stem for source in chosen]
 
 
 def main(args=None):
@@ -351,8 +356,7 @@ def main(args=None):
             print("\n".join(found) or f"{len(chosen)} lesson{'s are' if len(chosen) > 1 else ' is'} what the sources build")
             return 1 if found else 0
         if options.release:
-            course(options.release, chosen)
-            print(f"{options.release}: {', '.join(s.stem for s in chosen)}")
+            print(f"{options.release}: {', '.join(course(options.release, chosen)) or 'no lesson with exercises'}")
             return 0
         for source in chosen:
             build(source, fast=options.fast)

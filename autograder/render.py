@@ -5,6 +5,7 @@ inherits colours, so it reads in light and dark themes and survives sanitising.
 """
 import base64
 import html
+import re
 from dataclasses import replace
 
 from autograder.exercise import Outputs
@@ -18,9 +19,18 @@ HEADLINES = {
 }
 
 
+# Characters that a page would obey and not show: control characters, and those that turn the direction of a line round.
+UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+
+def visible(text):
+    """The text with what a page would obey and not show as a mark: a line that reads otherwise than it runs is no feedback."""
+    return UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
 def marked(text):
     """Escaped text with `code` in code type."""
-    parts = html.escape(text).split("`")
+    parts = html.escape(visible(text)).split("`")
     return "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
 
 
@@ -72,7 +82,7 @@ def page(verdict, picture=None, printed=""):
             right = case.earned == case.points
             detail = ""
             if case.sentence:
-                example = f"<br><code>{html.escape(case.example)}</code>" if case.example else ""
+                example = f"<br><code>{html.escape(visible(case.example))}</code>" if case.example else ""
                 detail = f"<br><span>{marked(case.sentence)}{example}</span>"
             out.append(f'<tr><td style="vertical-align:top;color:{COLOURS[right]};font-weight:bold;padding:2px 8px">{MARKS[right]}</td>'
                        f'<td style="text-align:left;padding:2px 8px">{html.escape(case.name)}{detail}</td>'
@@ -84,7 +94,7 @@ def page(verdict, picture=None, printed=""):
         out.append(f'<img alt="{html.escape(verdict.exercise)}: yours and the reference" style="max-width:820px;width:100%;background:white" '
                    f'src="data:image/png;base64,{base64.b64encode(picture).decode()}">')
     if printed:
-        out.append(f"<details><summary>what your code printed</summary><pre>{html.escape(printed)}</pre></details>")
+        out.append(f"<details><summary>what your code printed</summary><pre>{html.escape(visible(printed))}</pre></details>")
     out.append("</div>")
     return "".join(out)
 

@@ -9,9 +9,11 @@ MAF: Papamakarios et al. 2017, section 3.1. IAF: Kingma et al. 2016, section 3. 
 Any number of coordinates a pass and any shape of points: see nets.py for the conditioners.
 """
 import torch
+from torch import nn
 
 from .core import Inverse, Transform, check_input, given
 from .elementwise import DSF, Affine
+from .surjective import check_classes
 
 
 class Autoregressive(Transform):
@@ -105,3 +107,37 @@ class NAF(Autoregressive):
 
     def __init__(self, net, components):
         super().__init__(net, DSF(components))
+
+
+class CategoricalPixels(nn.Module):
+    """Integer images pixel after pixel, P(x) = prod_i softmax(net(x)_i)[x_i]: the autoregressive model itself, without a flow.
+
+    x (B, C, H, W) of levels 0 .. levels - 1; `net`: an autoregressive net with `levels` parameters a coordinate, such as
+    PixelCNN(C, levels), which sees 2 x / (levels - 1) - 1; `shape`: (C, H, W). log_prob (B,), in nats, takes one pass, a sample
+    len(net.passes(shape)). Raises TypeError for floats and ValueError for other levels. Van den Oord et al. 2016,
+    "Pixel Recurrent Neural Networks", section 2.
+    """
+    exact = True
+
+    def __init__(self, net, shape, levels):
+        super().__init__()
+        self.net, self.shape, self.levels = net, tuple(shape), levels
+
+    def _log_probs(self, x):
+        """The logarithms of all levels' probabilities, (B, levels, C, H, W)."""
+        weight = next(self.net.parameters())
+        out = self.net(x.to(weight) / ((self.levels - 1) / 2) - 1)
+        return torch.log_softmax(out.unflatten(1, (self.levels, -1)), 1)
+
+    def log_prob(self, x):
+        check_classes(x, self.levels)
+        return self._log_probs(x).gather(1, x[:, None]).flatten(1).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n):
+        """`n` images (n, C, H, W), long."""
+        x = torch.zeros(n, *self.shape, dtype=torch.long, device=next(self.net.parameters()).device)
+        for group in self.net.passes(self.shape):
+            p = self._log_probs(x).flatten(2)[..., group].exp()
+            x.flatten(1)[:, group] = torch.multinomial(p.movedim(1, -1).flatten(0, 1), 1).reshape(n, -1)
+        return x

@@ -1,8 +1,8 @@
 """Flows on images (B, C, H, W): the same couplings and linear layers, with channels and pixels in the place of coordinates.
 
 An image has neighbours, so nets are convolutions; `Squeeze` trades resolution for channels, a 1x1 convolution mixes the
-channels, and half of them may leave at each scale. `flow_plus_plus` puts all of it together. Volumes are compared in bits
-per dimension.
+channels, and half of them may leave at each scale. `flow_plus_plus` puts all of it together. Densities are compared in bits
+per dimension, samples by the Frechet distance.
 
 Squeeze, both splits, multi-scale: Dinh et al. 2017, "Density estimation using Real NVP", sections 3.4 to 3.6. ActNorm and
 1x1 convolution over channels: Kingma & Dhariwal 2018, "Glow", section 3. The whole: Ho et al. 2019, "Flow++", section 3.
@@ -12,7 +12,7 @@ import math
 import torch
 
 from .core import Compose, Flow, Inverse, StandardNormal, Transform, check_input, given
-from .dequantization import FlowProposal, VariationalDequantizer
+from .dequantization import FlowProposal, UniformDequantizer, VariationalDequantizer
 from .elementwise import Affine, Logit, MixLogitCDF
 from .linear import ActNorm, InvertibleLinear
 from .nets import FlowPPNet
@@ -36,6 +36,33 @@ def bits_per_dim(log_prob, shape, levels):
     -D log(levels) of dequantization is in log_prob already. `shape`: (C, H, W). Dinh et al. 2017, section 4.1.
     """
     return -log_prob / (math.prod(shape) * math.log(2)) + math.log2(levels)
+
+
+@torch.no_grad()
+def frechet_distance(a, b):
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the means m and covariances S (n - 1 in the divisor) of two sets.
+
+    a (N, F) and b (M, F): rows of features, at least two each; a scalar >= 0, computed in float64 and without gradients,
+    of a's dtype and device. It is the squared 2-Wasserstein distance of the two fitted normals: 0 for sets of one mean
+    and covariance, however else they differ. On Inception features it is the FID: Heusel et al. 2017, "GANs Trained
+    by a Two Time-Scale Update Rule"; the closed form: Dowson & Landau 1982, "The Frechet Distance between
+    Multivariate Normal Distributions".
+    """
+    for name, rows in (("a", a), ("b", b)):
+        check_input(rows, name, None if rows is a else a.shape[-1])
+        if rows.ndim != 2 or len(rows) < 2:
+            raise ValueError(f"{name} must hold at least 2 rows of features, shape (N, F), got {tuple(rows.shape)}")
+
+    # S = R^T R, so the eigenvalues of S_a S_b are the squared singular values of R_a R_b^T. With those no root is taken of an
+    # eigenvalue that should be 0 and is 1e-16 or below 0: sets of fewer rows than features are as exact as others.
+    def factor(rows):
+        rows = rows.double()
+        return torch.linalg.qr((rows - rows.mean(0)) / math.sqrt(len(rows) - 1), mode="r").R
+
+    apart = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    r_a, r_b = factor(a), factor(b)
+    shapes = r_a.square().sum() + r_b.square().sum() - 2 * torch.linalg.svdvals(r_a @ r_b.T).sum()
+    return (apart + shapes.clamp_min(0)).to(a.dtype)
 
 
 class Squeeze(Transform):
@@ -217,36 +244,39 @@ class FactorOut(Transform):
         return torch.cat([z, draw(_joint(self.prior(z), "prior", z.shape[:1], z.shape[1:]))[0]], 1)
 
 
-def _coupling_step(channels, split, swap, components, width, blocks, context=0):
-    """ActNorm, 1x1 convolution and a mixture coupling on images of that many channels."""
-    map = MixLogitCDF(components)
-    first, second = (channels // 2, channels - channels // 2) if split == "channel" else (channels, channels)
-    if swap:
-        first, second = second, first
-    net = FlowPPNet(first, map.num_params * second, width, blocks, context=context)
-    return [ActNorm2d(channels), Conv1x1(channels), ImageCoupling(net, map, split, swap)]
-
-
-def flow_plus_plus(shape, levels=256, scales=2, couplings=2, components=4, width=32, blocks=1):
+def flow_plus_plus(shape, levels=256, scales=2, couplings=2, components=4, width=32, blocks=1, heads=4, dropout=0.0,
+                   affine=False, uniform=False):
     """Flow++ for integer images (B, C, H, W) of `levels` values: a Flow whose log_prob(x, bound=True) bounds log P(x) in nats.
 
     Variational dequantization by a conditional flow, logit, `couplings` mixture couplings on the checkerboard, then at
     each of `scales` scales as many along the channels; the nets are gated convolutions and attention. `shape`: (C, H, W),
     H and W multiples of 2 ** scales. Smaller than the paper's, and each checkerboard stands before the first squeeze; Ho
-    et al. 2019, section 3 and appendix A.
+    et al. 2019, section 3 and appendix A. What the paper takes away one at a time (section 4.2): `heads` = 0 the attention,
+    `affine` the mixtures (of the noise's couplings too), `uniform` the learnt noise.
     """
     channels, height, width_ = shape
     if min(shape) < 1 or height % 2 ** scales or width_ % 2 ** scales or scales < 1:
         raise ValueError(f"shape must be (C, H, W) with H and W multiples of 2 ** scales = {2 ** scales}, got {tuple(shape)}")
-    sizes = components, width, blocks
+    map = Affine() if affine else MixLogitCDF(components)
+
+    def coupling(channels, split, swap, context=0):
+        first, second = (channels // 2, channels - channels // 2) if split == "channel" else (channels, channels)
+        if swap:
+            first, second = second, first
+        net = FlowPPNet(first, map.num_params * second, width, blocks, heads, context, dropout)
+        return ImageCoupling(net, map, split, swap)
 
     def steps(channels, split):
-        return [layer for i in range(couplings) for layer in _coupling_step(channels, split, i % 2 == 1, *sizes)]
+        return [layer for i in range(couplings) for layer in (
+            ActNorm2d(channels), Conv1x1(channels), coupling(channels, split, i % 2 == 1))]
 
-    # The noise's layers are turned round, so that drawing it is the direction without bisection.
-    noise = [Inverse(_coupling_step(channels, "checkerboard", swap, *sizes, context=2 * channels)[-1]) for swap in (False, True)]
-    proposal = FlowProposal(Flow(StandardNormal(*shape), Compose(noise)), embed=lambda x: x / ((levels - 1) / 2) - 1)
+    if uniform:
+        dequantizer = UniformDequantizer(levels)
+    else:
+        # The noise's layers are turned round, so that drawing it is the direction without bisection.
+        noise = [Inverse(coupling(channels, "checkerboard", swap, 2 * channels)) for swap in (False, True)]
+        proposal = FlowProposal(Flow(StandardNormal(*shape), Compose(noise)), embed=lambda x: x / ((levels - 1) / 2) - 1)
+        dequantizer = VariationalDequantizer(proposal, levels)
     coarse = [Compose(steps(channels * 2 ** (s + 2), "channel")) for s in range(scales)]
-    transform = [VariationalDequantizer(proposal, levels), Logit(event_dims=3), *steps(channels, "checkerboard"),
-                 MultiScale(coarse, shape)]
+    transform = [dequantizer, Logit(event_dims=3), *steps(channels, "checkerboard"), MultiScale(coarse, shape)]
     return Flow(StandardNormal(math.prod(shape)), Compose(transform))

@@ -9,7 +9,7 @@ evaluation of the net makes known.
 
 MADE: Germain et al. 2015. WaveNet: van den Oord et al. 2016, "WaveNet", section 2. PixelCNN: van den Oord et al. 2016,
 "Pixel Recurrent Neural Networks", section 3.4. Transformer: Vaswani et al. 2017, section 3.2. Gated blocks: Ho et al.
-2019, "Flow++", section 3.3.
+2019, "Flow++", section 3.3. The classifier at the end parametrises nothing: it judges samples.
 """
 import math
 from itertools import pairwise
@@ -315,15 +315,17 @@ def _sinusoids(h):
 
 class GatedConv(nn.Module):
     """Flow++'s convolutional block, (B, C, H, W) to the same: x + u * sigmoid(g) with (u, g) from a 3x3 and a gating 1x1
-    convolution.
+    convolution, between them a `dropout` of that probability.
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels, dropout=0.0):
         super().__init__()
         self.conv, self.gate = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, 2 * channels, 1)
+        self.dropout = dropout
 
     def forward(self, x):
-        u, g = self.gate(F.elu(self.conv(F.elu(x)))).chunk(2, 1)
+        h = F.dropout(F.elu(self.conv(F.elu(x))), self.dropout, self.training)
+        u, g = self.gate(h).chunk(2, 1)
         return x + u * torch.sigmoid(g)
 
 
@@ -352,14 +354,16 @@ class FlowPPNet(nn.Module):
     normalised after each.
 
     The places of the pixels are appended to the input as two channels in [-1, 1], and so is a context (B, c_context, H,
-    W), if there is one. The last convolution starts at a tenth of the usual weights.
+    W), if there is one. The last convolution starts at a tenth of the usual weights. `heads` = 0 puts a second gated
+    convolution in the place of each attention; `dropout` is that of the convolutions.
     """
 
-    def __init__(self, c_in, c_out, width=32, blocks=2, heads=4, context=0):
+    def __init__(self, c_in, c_out, width=32, blocks=2, heads=4, context=0, dropout=0.0):
         super().__init__()
         self.first = nn.Conv2d(c_in + context + 2, width, 3, padding=1)
         self.blocks = nn.Sequential(*(layer for _ in range(blocks) for layer in (
-            GatedConv(width), nn.GroupNorm(1, width), GatedAttention(width, heads), nn.GroupNorm(1, width))))
+            GatedConv(width, dropout), nn.GroupNorm(1, width),
+            GatedAttention(width, heads) if heads else GatedConv(width, dropout), nn.GroupNorm(1, width))))
         self.last = nn.Conv2d(width, c_out, 3, padding=1)
         # Near the identity, but not at zero: there all components of a mixture would get the same gradient for ever.
         with torch.no_grad():
@@ -369,3 +373,26 @@ class FlowPPNet(nn.Module):
         row, column = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:])
         places = torch.stack(torch.meshgrid(row, column, indexing="ij")).expand(len(x), -1, -1, -1)
         return self.last(self.blocks(self.first(torch.cat([x, places] if context is None else [x, places, context], 1))))
+
+
+class ConvClassifier(nn.Module):
+    """A small classifier of images, (B, channels, H, W) to logits (B, classes), whose `features` serve a Fréchet distance.
+
+    Three 3x3 convolutions, the second with stride 2; the features (B, 2 width) are the last one's averages over the pixels, and
+    the logits are linear in them, as in the Inception net of the FID: Heusel et al. 2017, "GANs Trained by a Two Time-Scale
+    Update Rule", section 2.
+    """
+
+    def __init__(self, channels, classes, width=32, dropout=0.2):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Dropout2d(dropout), nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU())
+        self.last = nn.Linear(2 * width, classes)
+
+    def features(self, x):
+        """What the logits are linear in, (B, 2 width)."""
+        return self.body(x).mean((2, 3))
+
+    def forward(self, x):
+        return self.last(self.features(x))

@@ -23,6 +23,10 @@ def seed(n: int) -> None:
 
 
 def device():
-    """The torch device named by FLOWKIT_DEVICE, the CPU if it is not set."""
+    """The torch device that trainings run on: the one named by FLOWKIT_DEVICE, else the GPU if there is one, else the CPU.
+
+    In fast mode the CPU unless FLOWKIT_DEVICE says otherwise, so that tests and grading come out the same on every machine.
+    """
     import torch
-    return torch.device(os.environ.get("FLOWKIT_DEVICE") or "cpu")
+    named = os.environ.get("FLOWKIT_DEVICE")
+    return torch.device(named or ("cuda" if torch.cuda.is_available() and not fast() else "cpu"))

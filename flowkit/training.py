@@ -66,7 +66,9 @@ def fit(flow, data, steps=2000, batch_size=256, lr=2e-3, clip=10.0, progress=Tru
         points = data
         data = lambda n: points[torch.randint(len(points), (n,), device=points.device)]  # noqa: E731
     like = parameters[0]
-    optimiser = torch.optim.Adam(parameters, lr=lr, fused=like.device.type in ("cpu", "cuda"))
+    # torch's fused Adam goes astray on a parameter with gaps in memory, such as one half of a chunked tensor.
+    whole = all(p.is_contiguous() for p in parameters)
+    optimiser = torch.optim.Adam(parameters, lr=lr, fused=whole and like.device.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     history, start = History(), time.perf_counter()
     with _mode(flow, True), tqdm(total=steps, disable=not progress, unit="step", mininterval=0.2) as bar:

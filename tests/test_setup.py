@@ -102,7 +102,7 @@ def test_lock_is_complete(python, system):
         except importlib.metadata.PackageNotFoundError:
             assert here[name].marker is not None       # another system's, not installed on this one
             continue
-        if not SpecifierSet(distribution.metadata["Requires-Python"] or "").contains(python):
+        if not SpecifierSet(distribution.metadata.get("Requires-Python") or "").contains(python):
             faults.append(f"{name} is not for Python {python}")
         for text in distribution.requires or []:
             requirement = Requirement(text)

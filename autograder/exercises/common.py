@@ -19,14 +19,20 @@ def flowkit_class(module, name):
     return make
 
 
-def both_sizes(law):
-    """A case's judge that asks `law` at D = 2 and at D = 6."""
+def every_size(sizes):
+    """A maker of cases' judges, which ask law(inputs, outputs, prefix) at each of `sizes`, the prefixes of the arrays' names."""
 
-    def judge(inputs, outputs, reference):
-        for prefix in SIZES:
-            law(inputs, outputs, prefix)
+    def asking(law):
+        def judge(inputs, outputs, reference):
+            for prefix in sizes:
+                law(inputs, outputs, prefix)
 
-    return judge
+        return judge
+
+    return asking
+
+
+both_sizes = every_size(SIZES)  # D = 2 and D = 6
 
 
 def once(law):

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Misconception
-from autograder.exercises.common import deviating, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, mixture, once
+from autograder.exercises.common import (
+    deviating, every_size, flowkit_class, function, gradient_arrives, layer_inputs, ldj_mistakes, mixture, once,
+)
 from autograder.probes.common import COSTLY
 from autograder.probes.lesson01 import ASIDE, SIZES, slopes
 
@@ -755,12 +757,7 @@ def flow_truth(i, size, x):
     return normal(z, i[size + "loc"], i[size + "scale"]).sum(1) + ldj
 
 
-def each_size(judge_one):
-    def judge(inputs, outputs, reference):
-        for size in SIZES:
-            judge_one(inputs, outputs, size)
-
-    return judge
+each_size = every_size(SIZES)
 
 
 def flow_shapes(i, o, size):

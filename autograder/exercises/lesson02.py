@@ -64,7 +64,13 @@ def first_half_passed_on(inputs, outputs, prefix):
         raise Fail(f"Another part of x is passed on than its first half (for D = {D}, the columns {kept.tolist()}).")
 
 
-def affine_in_second_half(inputs, outputs, prefix, scaled=True):
+def tanh_net_at(inputs, prefix, x1):
+    """What the judge's net gives for rows x1."""
+    with torch.no_grad():
+        return tanh_net({k: tensor(v) for k, v in part(inputs, prefix + "net.").items()})(tensor(x1)).numpy()
+
+
+def affine_in_second_half(inputs, outputs, prefix, scaled=True, net_at=tanh_net_at):
     """z2 = x2 * exp(alpha) + mu with alpha and mu from the net: exact shift, and log-scales that grow with alpha.
 
     Any order of the net's output columns passes, and any bounded or softened alpha: the shift must be one column of
@@ -81,8 +87,7 @@ def affine_in_second_half(inputs, outputs, prefix, scaled=True):
         i = laws.first_bad(x, (slope <= 0).any(1))
         raise Fail("The scale of the second half is not positive everywhere.", f"at x = {laws.point(x[i])} it is {laws.point(slope[i])}")
     z = outputs[prefix + "forward.z"]
-    with torch.no_grad():
-        net = tanh_net({k: tensor(v) for k, v in part(inputs, prefix + "net.").items()})(tensor(x[:, kept])).numpy()
+    net = net_at(inputs, prefix, x[:, kept])
     shift = z[:, changed] - slope * x[:, changed]
     tol = 1e-3
     columns = [[c for c in range(net.shape[1]) if np.abs(shift[:, i] - net[:, c]).max() < tol] for i in range(len(changed))]

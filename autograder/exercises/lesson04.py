@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from autograder import laws, pictures
 from autograder.exercise import Case, Exercise, Fail, Outputs
 from autograder.exercises.common import B, flowkit_class, gradient_arrives, net_inputs
-from autograder.exercises.lesson01 import left_alone, mistakes, shape_is
+from autograder.exercises.lesson01 import each_jacobian, left_alone, mistakes, shape_is
 from autograder.judge import compared
 from autograder.probes.common import SIZES
 from autograder.probes.lesson04 import (
@@ -414,11 +414,6 @@ def trace_features(most):
 
 TRACE_COMPARED = (*(f"{name}.{k}" for name in TRACE_FIELDS for k in ("trace", "x after", "x asked")), "one row.trace", "wide.trace",
                   "weights gradient.along", "x gradient.along")
-
-
-def each_jacobian(f, x):
-    """df/dx (B, D, D), [b, out, in]."""
-    return torch.func.vmap(torch.func.jacrev(f))(x)
 
 
 def diagonal(J):

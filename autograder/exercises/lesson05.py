@@ -1441,16 +1441,6 @@ def survae_sized(*keys):
     return tuple(p + k for p in SIZES for k in keys)
 
 
-def survae_each(law):
-    """A case's judge that asks `law(inputs, outputs, prefix)` at D = 2 and at D = 6."""
-
-    def judge(inputs, outputs, reference):
-        for prefix in SIZES:
-            law(inputs, outputs, prefix)
-
-    return judge
-
-
 def survae_picture(log_density, name="density of x", steps=("forward on the grid",)):
     """exp(log p(z) + contribution) over the plane: yours, the reference's, and the difference."""
 
@@ -1587,12 +1577,12 @@ SLICE = Exercise(
     ),
     inputs=slice_inputs, reference=flowkit_class("surjective", "Slice"),
     cases=(
-        Case("forward keeps x and appends what q drew", 2, survae_each(slice_value)),
-        Case("contribution = -log q(z2 | x), one number for each row", 2, survae_each(slice_paid)),
-        Case("inverse drops what was appended", 1, survae_each(slice_inverse)),
+        Case("forward keeps x and appends what q drew", 2, both_sizes(slice_value)),
+        Case("contribution = -log q(z2 | x), one number for each row", 2, both_sizes(slice_paid)),
+        Case("inverse drops what was appended", 1, both_sizes(slice_inverse)),
         Case("a lower bound in the mean, and exact for the ideal q", 1, survae_bound("proposal", slice_base, slice_log_x)),
-        Case("one row alone, inputs left as they were", 0.5, survae_each(survae_kept)),
-        Case("gradients reach x and q", 0.5, survae_each(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `q`"))),
+        Case("one row alone, inputs left as they were", 0.5, both_sizes(survae_kept)),
+        Case("gradients reach x and q", 0.5, both_sizes(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `q`"))),
     ),
     misconceptions=(
         *survae_paid_mistakes(PlainSlice, "paid_sign", "paid_zero", "paid_exp", "paid_keepdim", "paid_batch_sum", "paid_batch_mean",
@@ -1706,13 +1696,13 @@ SPLIT = Exercise(
     ),
     inputs=split_inputs, reference=flowkit_class("surjective", "Split"),
     cases=(
-        Case("forward keeps the first coordinates", 1, survae_each(split_value)),
-        Case("contribution = log p(rest | z), one number for each row", 2, survae_each(split_paid)),
+        Case("forward keeps the first coordinates", 1, both_sizes(split_value)),
+        Case("contribution = log p(rest | z), one number for each row", 2, both_sizes(split_paid)),
         Case("exp(contribution) integrates to 1 over what is dropped", 1, split_mass),
-        Case("inverse draws the rest from p(. | z)", 1.5, survae_each(split_inverse)),
-        Case("forward(inverse(z)) = z", 0.5, survae_each(split_back)),
-        Case("one row alone, inputs left as they were", 0.5, survae_each(survae_kept)),
-        Case("gradients reach x and p", 0.5, survae_each(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `p`"))),
+        Case("inverse draws the rest from p(. | z)", 1.5, both_sizes(split_inverse)),
+        Case("forward(inverse(z)) = z", 0.5, both_sizes(split_back)),
+        Case("one row alone, inputs left as they were", 0.5, both_sizes(survae_kept)),
+        Case("gradients reach x and p", 0.5, both_sizes(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `p`"))),
     ),
     misconceptions=(
         *survae_paid_mistakes(PlainSplit, "paid_sign", "paid_zero", "paid_exp", "paid_keepdim", "paid_batch_sum", "paid_batch_mean",
@@ -1865,15 +1855,15 @@ ABS = Exercise(
     ),
     inputs=abs_inputs, reference=flowkit_class("surjective", "Abs"),
     cases=(
-        Case("forward: z = |x|", 1, survae_each(abs_value)),
-        Case("contribution = log p(signs of x | z), summed over the dimensions", 2, survae_each(abs_paid)),
-        Case("without log_odds: -log 2 a dimension", 1, survae_each(abs_uniform)),
-        Case("contribution is exact where a sign is nearly impossible", 0.5, survae_each(abs_far)),
-        Case("inverse draws signs only, and the likely ones", 1.5, survae_each(abs_inverse)),
+        Case("forward: z = |x|", 1, both_sizes(abs_value)),
+        Case("contribution = log p(signs of x | z), summed over the dimensions", 2, both_sizes(abs_paid)),
+        Case("without log_odds: -log 2 a dimension", 1, both_sizes(abs_uniform)),
+        Case("contribution is exact where a sign is nearly impossible", 0.5, both_sizes(abs_far)),
+        Case("inverse draws signs only, and the likely ones", 1.5, both_sizes(abs_inverse)),
         Case("signs are as frequent as log_odds says", 1, abs_shares("inverse draws", (0.75, 0.25))),
         Case("without log_odds all signs are equally frequent", 1, abs_shares("inverse draws without log_odds", (0.5, 0.5))),
-        Case("one row alone, inputs left as they were", 0.5, survae_each(survae_kept)),
-        Case("gradients reach x and log_odds", 0.5, survae_each(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `log_odds`"))),
+        Case("one row alone, inputs left as they were", 0.5, both_sizes(survae_kept)),
+        Case("gradients reach x and log_odds", 0.5, both_sizes(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x and the weights of `log_odds`"))),
     ),
     misconceptions=(
         *survae_paid_mistakes(PlainAbs, "paid_sign", "paid_zero", "paid_exp", "paid_keepdim", "paid_batch_sum", "paid_batch_mean",
@@ -2262,13 +2252,13 @@ SORT = Exercise(
     ),
     inputs=sort_inputs, reference=flowkit_class("surjective", "Sort"),
     cases=(
-        Case("forward: z is x in ascending order", 1, survae_each(sort_value)),
+        Case("forward: z is x in ascending order", 1, both_sizes(sort_value)),
         Case("contribution = -log D!, one number for each row", 2, sort_paid((("D=2 ", 2), ("D=6 ", 6)))),
         Case("also for 30 coordinates", 0.5, sort_paid((("D=30 ", 30),))),
-        Case("inverse: the same numbers in each row", 1, survae_each(sort_inverse)),
+        Case("inverse: the same numbers in each row", 1, both_sizes(sort_inverse)),
         Case("all orders are equally frequent", 1.5, sort_orders),
-        Case("one row alone, inputs left as they were", 0.5, survae_each(survae_kept)),
-        Case("gradients reach x", 0.5, survae_each(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x"))),
+        Case("one row alone, inputs left as they were", 0.5, both_sizes(survae_kept)),
+        Case("gradients reach x", 0.5, both_sizes(lambda i, o, p: gradient_arrives(o, p, "z and contribution", "x"))),
     ),
     misconceptions=(
         wrong("paid_sign", "sign", "ldj", "`contribution` is + log D!; the order that x has is one of D!, so its probability lowers the density.", log_orders=lambda self, D: -math.lgamma(D + 1)),

@@ -10,7 +10,8 @@ from importlib import import_module
 VIEWS = {"bend": "change_of_variables", "matrix": "linear_map", "layers": "layer_by_layer", "planar": "planar_fold",
          "autoregressive": "masked_net", "sigmoidal": "sigmoids", "training": "live_training",
          "flow_in_time": "vector_field", "contraction": "fixed_point", "modulo": "modular_shift",
-         "dequantize": "noise_in_bins", "surjection": "many_to_one"}
+         "dequantize": "noise_in_bins", "surjection": "many_to_one", "two_kl": "divergences",
+         "temperature": "reduced_entropy"}
 _HOME = {**VIEWS, "explore": "choose", "View": "view"}
 __all__ = list(_HOME)
 

@@ -343,8 +343,31 @@ export function mount(root, source) {
     box.dataset.frame = at;
     box.dataset.drawn = +(box.dataset.drawn ?? 0) + 1;
     box.dispatchEvent(new CustomEvent("flowkit-drawn"));
+    if (source.hall) { source.hall = false; arrive(); }
     clearTimeout(settling);
     if (!playing) settling = setTimeout(settled, 700);
+  }
+
+  // In the hall: whoever has just run this cell by its keys finds them in the view. A page that was loaded anew, or Run All, moves nothing.
+  function arrive() {
+    const cell = box.closest(".jp-Cell"), active = cell?.parentElement.querySelector(":scope > .jp-mod-active");
+    if (!active || (active !== cell && active !== cell.nextElementSibling)) return;
+    canvas.focus({ preventScroll: true });
+    setTimeout(() => around().scrollIntoView({ block: "nearest" }), 200);        // when the controls have come too
+  }
+
+  // Escape gives the keys back to the notebook, at the next cell; Shift+Enter runs that cell at once.
+  async function leave(event) {
+    const cell = box.closest(".jp-Cell"), next = cell?.nextElementSibling ?? cell;
+    if (!next) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (document.fullscreenElement) await document.exitFullscreen();
+    next.scrollIntoView({ block: "start" });
+    next.focus({ preventScroll: true });
+    const enter = { key: "Enter", code: "Enter", keyCode: 13, shiftKey: true, bubbles: true, cancelable: true };
+    // Not the last cell: JupyterLab would put an empty one after it.
+    if (event.key === "Enter" && next.nextElementSibling?.matches(".jp-Cell")) next.dispatchEvent(new KeyboardEvent("keydown", enter));
   }
 
   function settled() {
@@ -429,12 +452,15 @@ export function mount(root, source) {
     ArrowLeft: () => remote() ? ask({ type: "key", key: "ArrowLeft" }) : show(at - 1),
     ArrowUp: () => remote() ? ask({ type: "key", key: "ArrowUp" }) : show(at + (picture.stride ?? 10)),
     ArrowDown: () => remote() ? ask({ type: "key", key: "ArrowDown" }) : show(at - (picture.stride ?? 10)),
+    n: () => { at = 0; ask({ type: "key", key: "n" }); },
+    b: () => { at = 0; ask({ type: "key", key: "b" }); },
     PageUp: () => actions.ArrowUp(),
     PageDown: () => actions.ArrowDown(),
   };
   for (let i = 1; i < 10; i++) actions[i] = () => ask({ type: "key", key: String(i) });
 
   function keydown(event) {
+    if (event.key === "Escape" || (event.key === "Enter" && event.shiftKey)) return leave(event);
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (!actions[key] || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.tagName === "BUTTON" && key === " ") return;
@@ -527,6 +553,7 @@ function render({ model, el }) {
     get caption() { return model.get("caption"); },
     get problem() { return model.get("problem"); },
     picture: model.get("picture"),
+    hall: model.get("hall"),
     send: message => model.send(message),
     settled: (frame, png) => model.send({ type: "settled", frame }, undefined, [png]),
   };

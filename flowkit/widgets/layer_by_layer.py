@@ -5,6 +5,7 @@ and not a blend of two pictures. Beside it the density that goes with the points
 
     log p(x) = log p(z) + sum over the layers of log|det dz_i / dz_(i-1)|.
 """
+import functools
 import math
 
 import numpy as np
@@ -137,7 +138,7 @@ class Journey:
         grid_at = sum(self.sizes[:2]) + (self.sizes[2] if which == "of the data" else 0)
         grid_size = self.sizes[3 if which == "of the data" else 2]
         made = []
-        for (i, tau, h, total, shares), box in zip(self.stops, self.boxes):
+        for (i, tau, h, _, shares), box, image in zip(self.stops, self.boxes, self._densities):
             ticks, upwards = scene.axis(box[0], box[1], 5), scene.axis(box[2], box[3], 5)
             points = h[self.sizes[0]:self.sizes[0] + self.sizes[1]]
             lines = scene.array(h[grid_at:grid_at + grid_size]).reshape(2 * LINES, ALONG, 2)
@@ -145,10 +146,14 @@ class Journey:
                 scene.lines(lines[:LINES], "sky", 1.4), scene.lines(lines[LINES:], "quiet", 1.4, alpha=0.7),
                 scene.points(points[half], "blue", size=2.2), scene.points(points[~half], "orange", "triangle", size=2.6),
             ], box, "points and grid", xticks=ticks, yticks=upwards, equal=True)
-            image = _shaded(h[:self.sizes[0]], self.log_p - total[:self.sizes[0]], box, self.top)
             density = scene.panel([scene.heat(image, box)], box, "√ density", xticks=ticks, equal=True)
             made.append(scene.frame([[plane, density, _stack(shares, spread)]], self._label(i, tau)))
         return made
+
+    @functools.cached_property
+    def _densities(self):
+        return [_shaded(h[:self.sizes[0]], self.log_p - total[:self.sizes[0]], box, self.top)
+                for (_, _, h, total, _), box in zip(self.stops, self.boxes)]
 
     def _label(self, i, tau):
         if i == 0:

@@ -39,6 +39,7 @@ class Canvas(anywidget.AnyWidget):
     caption = traitlets.Unicode().tag(sync=True)
     problem = traitlets.Unicode().tag(sync=True)
     picture = traitlets.Dict().tag(sync=True)
+    hall = traitlets.Bool().tag(sync=True)      # takes the keys as it appears
 
 
 class View(ipywidgets.VBox):
@@ -56,13 +57,13 @@ class View(ipywidgets.VBox):
                  rate=15, stride=10, walk=None):
         self.compute, self.caption, self.steps, self.drag, self.press = compute, caption, steps, drag, press
         self.rate, self.stride, self.walk = rate, stride, walk or next(iter(steps), None)
-        self.presets, self.controls, self._extra = presets or {}, dict(controls or {}), dict(state or {})
+        self.title, self.presets, self.controls, self._extra = title, presets or {}, dict(controls or {}), dict(state or {})
+        self.scenes, self._scene = [(name, {"preset": name}) for name in self.presets], 0
         if self.presets:
             self.controls = {"preset": dropdown("preset", list(self.presets)), **self.controls}
         self.canvas = Canvas(title=title)
         self.frames, self.at, self._between = [], 0, {}
         self._ask, self._quiet, self._resting, self._still, self._watched = None, False, None, None, False
-        self._first = self.state
         for name, control in self.controls.items():
             control.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
         self.canvas.on_msg(self._heard)
@@ -71,7 +72,7 @@ class View(ipywidgets.VBox):
         self.add_class("flowkit-box")
         if self.presets:
             self._set(self.presets[next(iter(self.presets))])
-            self._first = self.state
+        self._first = self._plain = self.state
         self.draw()
 
     @property
@@ -98,8 +99,32 @@ class View(ipywidgets.VBox):
         self._set(changes)
         self.draw()
 
+    def hall(self, *scenes):
+        """For a lecture: the first of these scenes now, N and B go on and back. It takes the keys as it appears, and returns itself.
+
+        A scene is a preset's name, or {words: values} for one with values of its own ("preset" among them); without any, the presets are the
+        scenes. Raises ValueError for a preset that is not there.
+        """
+        self.scenes = [pair for s in scenes for pair in (s.items() if isinstance(s, dict) else [(s, {"preset": s})])] or self.scenes
+        for _, values in self.scenes:
+            if values.get("preset", next(iter(self.presets), None)) not in [*self.presets, None]:
+                raise ValueError(f"there is no preset {values['preset']!r}; there are {', '.join(self.presets) or 'none'}")
+        self.canvas.hall = True
+        self._stage(0)
+        self.draw()
+        return self
+
+    def _stage(self, number):
+        """Put a scene up; a reset leads back to it."""
+        if self.scenes:
+            self._scene, self.at = number % len(self.scenes), 0
+            self._set(self._plain)
+            self._set(self.scenes[self._scene][1])
+            self._first = self.state
+            self.canvas.title = f"{self.title} · {self._scene + 1} of {len(self.scenes)}: {self.scenes[self._scene][0]}"
+
     def reset(self):
-        """Everything as it was at the start."""
+        """Everything as it was at the start, or at the start of the scene."""
         self._set(self._first)
         self.at = 0
         self.draw()
@@ -166,10 +191,12 @@ class View(ipywidgets.VBox):
             raise ValueError(f"type must be key, drag, settle or settled, got {kind!r}")
 
     def key(self, key, times=1, wrap=False):
-        """A key that the kernel answers: arrows, Home and End move `steps`, digits go to `press`, r resets."""
+        """A key that the kernel answers: arrows, Home and End move `steps`, digits go to `press`, n and b change scenes, r resets."""
         if key == "r":
             return self.reset()
-        if key.isdigit():
+        if key in ("n", "b"):
+            self._stage(self._scene + (times if key == "n" else -times))
+        elif key.isdigit():
             if self.press is not None:
                 self._set(self.press(self.state, int(key)))
         elif key in _ARROWS:

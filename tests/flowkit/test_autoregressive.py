@@ -6,7 +6,7 @@ import torch
 from layer_laws import of_order_one
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
-from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, Affine, Autoregressive, CausalConv1d, Flow, GatedAffine, Inverse,
+from flowkit import (DDSF, DSF, IAF, MADE, MAF, MLP, NAF, Affine, Autoregressive, CategoricalPixels, CausalConv1d, Flow, GatedAffine, Inverse,
                      MaskedConv2d, MaskedTransformer, MixGaussianCDF, PixelCNN, StandardNormal, WaveNet, causal_attention, made_masks,
                      pixelcnn_mask)
 
@@ -257,3 +257,31 @@ def test_an_empty_image_batch_and_another_length():
     for length in (1, 4, 9):
         assert MAF(WaveNet(2, 2)).inverse(torch.zeros(2, 2, length)).shape == (2, 2, length)
         assert MAF(MaskedTransformer(2, 2, event_dims=2))(torch.zeros(2, 2, length))[1].shape == (2,)
+
+
+def tiny_pixels():
+    torch.manual_seed(0)
+    return CategoricalPixels(of_order_one(PixelCNN(2, 3, width=4, blocks=1)), (2, 1, 2), 3)
+
+
+def test_categorical_pixels_are_a_distribution():
+    """All 3^4 images of 2 channels and 1x2 pixels: probabilities add up to 1, and are the samples' frequencies."""
+    model = tiny_pixels()
+    images = torch.cartesian_prod(*[torch.arange(3)] * 4).reshape(-1, 2, 1, 2)
+    with torch.no_grad():
+        p = model.log_prob(images).double().exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    assert p.max() > 3 * p.min()
+    n = 20_000
+    samples = model.sample(n)
+    assert samples.shape == (n, 2, 1, 2) and samples.dtype == torch.long
+    counts = torch.bincount((samples.flatten(1) * torch.tensor([27, 9, 3, 1])).sum(1), minlength=81)
+    chi = ((counts - n * p) ** 2 / (n * p)).sum()
+    assert chi < 160        # 80 degrees of freedom: 1 in 2 million
+
+
+def test_categorical_pixels_refuse_what_is_no_level():
+    with pytest.raises(ValueError, match="3"):
+        tiny_pixels().log_prob(torch.full((1, 2, 1, 2), 3))
+    with pytest.raises(TypeError):
+        tiny_pixels().log_prob(torch.zeros(1, 2, 1, 2))

