@@ -1,6 +1,7 @@
 """The commands of the autograder: `python -m autograder grade SUBMITTED --out DIR` and `python -m autograder audit`."""
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 
@@ -16,6 +17,9 @@ def main(args=None):
     g.add_argument("--release", metavar="DIR", default="lessons", help="the released notebooks, NN_topic.ipynb (default: lessons)")
     g.add_argument("--timeout", metavar="SECONDS", type=seconds, default=60, help="time limit of one cell (default: 60)")
     g.add_argument("--seed", metavar="N", type=natural, help="seed of the inputs (default: a fresh one for each DIR)")
+    g.add_argument("--workers", metavar="N", type=seconds, help="processes that share the work (default: one a core)")
+    g.add_argument("--cluster", metavar="ADDRESS", help="let the workers of this Dask scheduler do it")
+    g.add_argument("--allow-unconfined", action="store_true", help="grade trusted submissions where code cannot be confined (not Linux)")
     g.add_argument("--only", metavar="STUDENT", help="grade this student alone")
     a = commands.add_parser("audit", help="measure how good the checks are",
                             description="Four figures for each exercise: wrong programs that lose points, those of them that are told what is wrong, "
@@ -36,24 +40,30 @@ def main(args=None):
             return 1
     from autograder import grade
 
+    for name in (signal.SIGTERM, signal.SIGHUP):    # a batch system's time limit, a closed terminal: an interrupt like any other
+        signal.signal(name, signal.default_int_handler)
     try:
-        rows = grade.grade(options.submitted, options.out, options.release, options.timeout, options.seed, options.only)
+        rows = grade.grade(options.submitted, options.out, options.release, options.timeout, options.seed, options.only,
+                           options.workers, options.cluster, options.allow_unconfined)
     except KeyboardInterrupt:
         print("\nInterrupted. What was graded is kept; the same command goes on from here.", file=sys.stderr)
         return 130
+    except OSError as e:
+        print(f"error: {e.filename or options.out}: {e.strerror or e}. What was graded is kept; the same command goes on from here.", file=sys.stderr)
+        return 1
     except ValueError as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     counts = Counter(row["status"] for row in rows)
     print(f"{len({r['student'] for r in rows})} students: " + ", ".join(f"{n} {status}" for status, n in counts.most_common()))
-    print(f"{options.out}/report.html")
+    print(f"{options.out}/report.html; the table is in grades.csv, a page for each student in feedback/, and gradebook.db is for formgrader")
     return 0
 
 
 def seconds(text):
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"whole seconds from 1 are expected, not {text}")
+        raise argparse.ArgumentTypeError(f"a whole number from 1 is expected, not {text}")
     return value
 
 

@@ -5,6 +5,7 @@ misconception on the same inputs: one alone, then two of them in different outpu
 that come the generic faults of the exercise, then slips of the pen (autograder.slips), then what an exception tells; and
 with no match the broken law speaks for itself.
 """
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -48,21 +49,28 @@ class Verdict:
 
 
 class Bank:
-    """The outputs of the reference and of every misconception on one set of inputs, each computed once, on demand."""
+    """The outputs of the reference and of every misconception on one set of inputs, each computed once, on demand.
+
+    `cache` holds arrays under plain names, so that another process may compute it.
+    """
 
     def __init__(self, exercise, inputs):
-        self.exercise, self.inputs, self.cache = exercise, inputs, {}
+        self.exercise, self.inputs, self.cache, self.compared = exercise, inputs, {}, {}
 
     def _features(self, key, make, variant, seen=None):
         if key not in self.cache:
-            inputs = self.varied(variant)
-            if seen is not None:
-                inputs = self.exercise.light(inputs)
-            if key != "reference":  # only the reference's picture is ever drawn
-                inputs = {k: v for k, v in inputs.items() if not k.endswith(("grid", "grid lines"))}
-            out = Outputs(self.exercise.probe(make(), inputs))
-            self.cache[key] = (out, (seen or features)(self.exercise, inputs, out))
+            self.cache[key] = self._run(key, make, variant, seen)
         return self.cache[key]
+
+    def _run(self, key, make, variant, seen=None):
+        """(Outputs, what a diagnosis sees of them)"""
+        inputs = self.varied(variant)
+        if seen is not None:
+            inputs = self.exercise.light(inputs)
+        if key != "reference":  # only the reference's picture is ever drawn
+            inputs = {k: v for k, v in inputs.items() if not k.endswith(("grid", "grid lines"))}
+        out = Outputs(self.exercise.probe(make(), inputs))
+        return (out if key == "reference" else None), (seen or features)(self.exercise, inputs, out)
 
     def varied(self, variant):
         return self.inputs if variant is None else self.exercise.variants[variant](self.inputs)
@@ -96,12 +104,12 @@ class Bank:
             found, spent = [], 0
             view = everything if self.exercise.features is None else features
             right = self.right() if view is features else self._features(("reference", "source"), self.exercise.reference, None, view)[1]
-            for source in slips.sources(self.exercise.id):
+            for number, source in enumerate(slips.sources(self.exercise.id)):
                 if len(found) == slips.SOURCES:
                     break
                 try:
                     with slips.Budget(slips.LONGEST) as budget:
-                        out = self._features((source, "source"), source.make, None, view)[1]
+                        out = self._features((source.code, "source"), source.make, None, view)[1]
                 except slips.Endless:
                     continue
                 cost = budget.used
@@ -109,33 +117,33 @@ class Bank:
                     continue
                 cost *= len(slips.slips(source))
                 if spent + cost < slips.OPERATIONS:
-                    found.append((source, slips.PATIENCE * budget.used))
+                    found.append((number, slips.PATIENCE * budget.used))
                     spent += cost
             self.cache["sources"] = found
-        return self.cache["sources"]
+        return [(slips.sources(self.exercise.id)[number], most) for number, most in self.cache["sources"]]
 
     def right_seen(self, variant):
         return self._features(("reference", "seen", variant), self.exercise.reference, variant, everything)[1]
 
     def right_source(self, source, variant):
-        return self._features((source, variant, "seen"), source.make, variant, everything)[1]
+        return self._features((source.code, variant, "seen"), source.make, variant, everything)[1]
 
     def all_slipped(self, source, most, variant):
         """What is seen of a source, of each of its slips that changes anything, and the names of what each changes."""
-        key = (source, "all", variant)
-        if key not in self.cache:
+        key = (source, variant)
+        if key not in self.compared:
             right, seen = self.right_source(source, variant), {}
             for s in slips.slips(source):
                 out = self.slipped(s, most, variant)
                 if out is not None and not alike(out, right):
                     seen[s] = out
             changed = {s: {k for k in out if k not in right or not same(out[k], right[k])} for s, out in seen.items()}
-            self.cache[key] = right, seen, changed
-        return self.cache[key]
+            self.compared[key] = right, seen, changed
+        return self.compared[key]
 
     def slipped(self, slip, most, variant=None):
         """What is seen of a slip, or None if it cannot even be made or does not end."""
-        key = (slip.source, slip.code, variant)
+        key = (slip.source.code, slip.code, variant)
         if key not in self.cache:
             def make():
                 try:
@@ -145,7 +153,7 @@ class Bank:
 
             try:
                 with slips.Budget(most) as budget:
-                    seen = self._features((*key, "seen"), make, variant, everything)[1]
+                    seen = self._run(key, make, variant, everything)[1]
             except (slips.Unmakeable, slips.Endless):
                 seen = None
             self.cache[key] = None if budget.used > most else seen
@@ -171,7 +179,7 @@ def own_methods(cls):
     return {n for n, v in vars(cls).items() if callable(v)}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)   # a class may be graded on all lessons at once
 def bank(exercise, seed):
     """The bank of an exercise for a seed (inputs are the same for a whole grading run)."""
     return Bank(exercise, exercise.draw(seed))
@@ -208,6 +216,31 @@ def same(a, b):
     # np.allclose says the same in three times the time; the bound keeps an infinite b from having an infinite tolerance
     with np.errstate(invalid="ignore"):
         return bool(((np.abs(a - b) <= tol + tol * np.minimum(np.abs(b), 1e300)) | (a == b) | ((a != a) & (b != b))).all())
+
+
+def prepare(exercise, seed, wrong=True):
+    """Compute now what the verdicts on an exercise need, and return its bank: the reference's outputs and, if `wrong`, those of the
+    misconceptions and the slips.
+    """
+    answers = bank(exercise, seed)
+    for variant in (None, *range(len(exercise.variants))):
+        if wrong or variant is None:
+            answers.right(variant)
+        for m in exercise.misconceptions if wrong else ():
+            answers.wrong(m, variant)
+    for source, most in answers.sources() if wrong else ():
+        answers.all_slipped(source, most, None)
+    return answers
+
+
+def digest(arrays):
+    """A hash of a probe's outputs, by which the same answer is known again."""
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        found.update(f"{len(name)} {name} {value.dtype.str} {value.shape} ".encode())
+        found.update(value.data.cast("B") if value.dtype.kind != "U" and value.size else value.tobytes())
+    return found.digest()
 
 
 def run_cases(exercise, answers, outputs):

@@ -7,7 +7,8 @@ import base64
 import binascii
 import re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
+from math import ceil
 from urllib.parse import quote
 
 import jinja2
@@ -16,8 +17,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from autograder import likeness
 from autograder.intake import EXTRA, solution_cells
-from autograder.render import marked, number
+from autograder.render import HEADLINES, marked, number, visible
 
 # Background and type for each status: colours that remain apart for colour-blind readers; the word stands there as well.
 COLOURS = {
@@ -27,15 +29,25 @@ COLOURS = {
 }
 PERSON = ("error", "timeout", "memory", "killed", "invalid", "missing")
 BARS = 10
+HIGHEST = 32  # pixels of a bar
 LONGEST = 5000  # characters of an output that a feedback page shows
+LARGEST_CELL = 50_000  # characters of a cell
+MOST_OUTPUTS = 50  # outputs of a cell
+LARGEST_PICTURE = 3_000_000  # characters of a picture, in base64
+PAIRS = 40  # that the report shows side by side
+COMMONEST = 15  # misconceptions that stand there at once; the others are folded
 
 
 @cache
 def templates():
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("autograder"), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"points": number, "marked": lambda text: Markup(marked(text))}
+    environment.filters |= {"points": number, "marked": lambda text: Markup(marked(text)), "visible": visible}
     return environment
+
+
+def shortened(text, most):
+    return text if len(text) <= most else f"{text[:most]}\n... ({len(text) - most:,} more characters)"
 
 
 # --- one submission --------------------------------------------------------------------------------------------------
@@ -49,22 +61,26 @@ def feedback(result, release, nb, pages):
         name = task if isinstance(task, str) else task.id
         title = ("A written answer" if isinstance(task, str) else task.title)
         cells = [shown(c) for c in nb.cells if answers.get(c.id) == name]
-        sections.append({"title": title, "verdict": by_exercise[name], "cells": cells, "page": pages[name]})
+        verdict = by_exercise[name]
+        headline = "" if verdict.status in ("ok", "manual") else HEADLINES[verdict.status]
+        sections.append({"title": title, "verdict": verdict, "headline": headline, "cells": cells, "page": pages[name]})
     counted = [(v, 0.0 if not isinstance(t, str) and t.bonus else v.points) for t, v in zip(release.tasks, result.verdicts)]
     return templates().get_template("feedback.html.j2").render(
         title=f"{result.assignment}: {result.student}", width="860px", lesson=release.lesson, result=result, sections=sections,
         score=sum(v.score for v, most in counted if most), most=sum(most for _, most in counted),
         bonus=sum(v.score for v, most in counted if not most), waiting=any(v.status == "manual" for v in result.verdicts),
+        unread=result.verdicts[0].note if all(v.status == "invalid" for v in result.verdicts) else "",
         others=[shown(c) for c in nb.cells if EXTRA in c.metadata.get("tags", []) and c.source.strip()],
     )
 
 
 def shown(cell):
     """A cell as a page shows it: code in colours, texts as they were written, outputs without ANSI codes."""
+    source = visible(shortened(cell.source, LARGEST_CELL))
     if cell.cell_type != "code":
-        return {"kind": "text", "text": cell.source, "outputs": [], "pictures": []}
+        return {"kind": "text", "text": source, "outputs": [], "pictures": []}
     texts, pictures = [], []
-    for output in cell.outputs:
+    for output in cell.outputs[:MOST_OUTPUTS]:
         if output.output_type == "stream":
             texts.append(output.text)
         elif output.output_type == "error":
@@ -73,13 +89,29 @@ def shown(cell):
             pictures += png(output.data["image/png"])
         else:
             texts.append(output.data.get("text/plain", ""))
-    texts = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", t).strip("\n") for t in texts]
-    texts = [t if len(t) <= LONGEST else t[:LONGEST] + "\n..." for t in texts if t.strip()]
-    return {"kind": "code", "html": highlight(cell.source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True, noclasses=True)), "outputs": texts, "pictures": pictures}
+    if len(cell.outputs) > MOST_OUTPUTS:
+        texts.append(f"... ({len(cell.outputs) - MOST_OUTPUTS:,} more outputs)")
+    # Cut first: nobody's output, however long, is searched through as a whole. Then colours go, and what a progress bar wrote over.
+    texts = [re.sub(r"\x1b\[[0-9;:?]*[ -/]*[@-~]", "", shortened(t, LONGEST)) for t in texts]
+    texts = [visible(re.sub(r"[^\n]*\r(?=[^\n])", "", t)).strip("\r\n") for t in texts]
+    return {"kind": "code", "html": coloured(source), "outputs": [t for t in texts if t.strip()], "pictures": pictures}
+
+
+@lru_cache(maxsize=500)
+def coloured(source):
+    """Code as HTML; a class has many answers in common."""
+    return highlight(source, *_colours())
+
+
+@cache
+def _colours():
+    return PythonLexer(stripnl=False), HtmlFormatter(nowrap=True, noclasses=True)
 
 
 def png(text):
     """[the picture in base64] if that is what it is, else []."""
+    if len(text) > LARGEST_PICTURE:
+        return []
     try:
         data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
@@ -96,17 +128,29 @@ def link(result, exercise=""):
     return quote(f"feedback/{result.student}/{result.assignment}/{result.assignment}.html") + (f"#{exercise}" if exercise else "")
 
 
-def report(releases, results, rows, waiting=0):
-    """The instructor's page."""
+def report(releases, results, rows, waiting=0, out=None):
+    """The instructor's page; `out`: the folder with the autograded notebooks, which are compared with one another."""
     results = sorted(results, key=lambda r: (r.student, r.assignment))
+    notebooks = {} if out is None else likeness.handed_in(out, results)
     scores = {(r["student"], r["assignment"], r["exercise"]): r["score"] for r in rows}
     return templates().get_template("report.html.j2").render(
         title="Class report", width="1200px", colours=COLOURS, waiting=waiting,
         students=len({r.student for r in results}), submissions=sum(bool(r.key) for r in results),
         assignments=[assignment(release, [r for r in results if r.assignment == name], scores) for name, release in releases.items()],
-        misconceptions=misconceptions(results), people=people(results),
+        misconceptions=misconceptions(results), commonest=COMMONEST, people=people(results),
+        likenesses=[alike(release, notebooks[name]) for name, release in releases.items() if name in notebooks],
         to_mark=sum(v.status == "manual" and scores[r.student, r.assignment, v.exercise] == "" for r in results for v in r.verdicts),
     )
+
+
+def alike(release, notebooks):
+    """What is suspiciously alike in one assignment: pairs of students, and students with the course's own sources."""
+    found = {}
+    for kind, findings in zip(("pairs", "copies"), likeness.look(release, notebooks)):
+        entries = [{"student": f.student, "of": f.of, "where": f.where, "share": f"{min(f.share, 1):.0%}", "bits": round(f.bits),
+                    "left": Markup(visible(f.left)), "right": Markup(visible(f.right))} for f in findings[:PAIRS]]
+        found[kind] = {"shown": entries, "more": max(0, len(findings) - PAIRS)}
+    return {"name": release.name} | found
 
 
 def assignment(release, results, scores):
@@ -134,7 +178,7 @@ def distribution(task, results, scores):
     steps = min(BARS, max(1, round(task.points)))
     counts = Counter(round(s / task.points * steps) for s in got)
     top = max(counts.values(), default=1)
-    bars = [{"x": 30 * i, "height": round(18 * counts[i] / top), "count": counts[i], "label": number(task.points * i / steps),
+    bars = [{"x": 30 * i, "height": ceil(HIGHEST * counts[i] / top), "count": counts[i], "label": number(task.points * i / steps),
              "colour": "#009E73" if i == steps else "#0072B2"} for i in range(steps + 1)]
     words = ", ".join(f"{b['count']} with {b['label']} points" for b in bars if b["count"]) or "nobody"
     return {"bars": bars, "words": words, "mean": f"{sum(got) / len(got):.1f}" if got else "–", "solved": f"{sum(s >= task.points for s in got)} of {len(got)}"}
