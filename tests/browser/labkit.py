@@ -117,7 +117,8 @@ class Lab:
         }
         command = [sys.executable, str(LAUNCHER), "--no-browser", f"--ServerApp.port={self.port}",
                    "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}",
-                   "--LabApp.expose_app_in_browser=True"]       # window.jupyterapp, which Notebook asks and commands
+                   # window.jupyterapp, which Notebook asks and commands, in JupyterLab and in Notebook 7
+                   "--LabApp.expose_app_in_browser=True", "--JupyterNotebookApp.expose_app_in_browser=True"]
         if self.root is not None:
             command.append(f"--ServerApp.root_dir={Path(self.root).resolve()}")
         with open(self.log, "w") as log:

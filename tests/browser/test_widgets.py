@@ -13,7 +13,7 @@ import time
 import nbformat
 import numpy as np
 import pytest
-from labkit import COUPLING, REPOSITORY, Lab, free_port
+from labkit import COUPLING, REPOSITORY, Lab, Notebook, free_port
 from PIL import Image
 from test_lab import write
 
@@ -380,14 +380,10 @@ def test_in_notebook_7(running, tab):
     write(running.root / "seven.ipynb", "setup", SETUP, "view", "widgets.bend()")
     tab.page.goto(f"{running.url}/notebooks/seven.ipynb?token={running.token}")
     tab.page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
-    tab.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=120_000)
+    notebook = Notebook(tab)
+    notebook.wait_for_kernel()  # what is asked before there is a kernel opens a dialog
     before = faults(tab)        # of other extensions, as the page opens
-    for _ in range(20):         # what is asked before the kernel listens is forgotten
-        tab.page.get_by_role("menuitem", name="Run", exact=True).click()
-        tab.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        tab.page.wait_for_timeout(3000)
-        if tab.page.locator(".jp-InputPrompt").all_inner_texts() != ["[ ]:", "[ ]:"]:
-            break
+    assert notebook.run_all()
     answers(tab, tab.page)
     assert faults(tab) == before
 
