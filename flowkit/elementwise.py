@@ -238,6 +238,12 @@ class MixLogitCDF(_Mixture):
     def __init__(self, components):
         super().__init__(components, 3 * components + 2)
 
+    def spread(self, d, reach, log_scale=-2.0):
+        """Parameters (P * d) with equal weights, means evenly over [-reach, reach], and that log-scale: a start for learning."""
+        means = torch.linspace(-reach, reach, self.components)
+        one = torch.cat([torch.zeros_like(means), means, torch.full_like(means, log_scale), means.new_zeros(2)])
+        return one.repeat_interleave(d)
+
     def _parts(self, x, params):
         k = self.components
         logits, means, log_scales, a, b = self.groups(x, params, [k, k, k, 1, 1])

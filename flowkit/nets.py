@@ -26,9 +26,12 @@ class MLP(nn.Sequential):
 
     The default is bounded, so far from the data the parameters level off instead of growing without end.
     `zero_last` starts the last layer at zero, so that a coupling starts as the identity (Glow, section 3.3).
+    `spread` = (slope, reach) starts the units of the first layer as steps activation(slope (v.x - c)), where v is a random
+    direction and the places c are spread evenly over [-reach, reach]: the data see steep steps everywhere from the start, where
+    torch's usual start has flat ones near 0 and sharp edges take long to learn.
     """
 
-    def __init__(self, d_in, d_out, hidden=(64, 64), activation=nn.Tanh, zero_last=False):
+    def __init__(self, d_in, d_out, hidden=(64, 64), activation=nn.Tanh, zero_last=False, spread=None):
         layers = []
         for a, b in pairwise((d_in, *hidden)):
             layers += [nn.Linear(a, b), activation()]
@@ -37,6 +40,13 @@ class MLP(nn.Sequential):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         super().__init__(*layers, last)
+        if spread is not None and hidden:
+            slope, reach = spread
+            with torch.no_grad():
+                way = F.normalize(torch.randn_like(self[0].weight), dim=1)
+                place = torch.linspace(-reach, reach, hidden[0])[torch.randperm(hidden[0])]
+                self[0].weight.copy_(slope * way)
+                self[0].bias.copy_(-slope * place)
 
 
 def made_degrees(dim, hidden, order=None, context=False):

@@ -110,6 +110,23 @@ def test_a_parameter_with_gaps_in_memory_is_fitted_as_any_other():
     assert torch.allclose(found[0], found[1], atol=1e-5) and torch.allclose(found[0], torch.arange(6.0).reshape(3, 2), atol=0.6)
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_tiny_numbers_are_zero_while_it_fits_and_only_then(before):
+    """Where the CPU can do it: set_flush_denormal says whether."""
+    def tiny():
+        return (torch.tensor(1e-40) * 1).item() != 0
+
+    can, seen = torch.set_flush_denormal(before), []
+    try:
+        fit(small_flow(), toys.get("rings").sample, steps=2, batch_size=4, progress=False, on_step=lambda *_: seen.append(tiny()))
+        assert seen == [not can] * 2 and tiny() == (not (before and can))
+        with pytest.raises(FloatingPointError):
+            fit(small_flow(), torch.full((3, 2), math.nan), steps=1, progress=False)
+        assert tiny() == (not (before and can))
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_progress_bar_shows_the_loss(capsys):
     fit(small_flow(), toys.get("rings").sample, steps=3, batch_size=8)
     assert "3/3" in capsys.readouterr().err

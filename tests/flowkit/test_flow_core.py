@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal, Uniform
 
-from flowkit import (MLP, ActNorm, AdditiveCoupling, Compose, Coupling, Flow, Inverse, InvertibleLinear, Permute, Reverse,
-                     StandardNormal, Transform)
+from flowkit import (MLP, ActNorm, AdditiveCoupling, Compose, Coupling, Flow, Inverse, InvertibleLinear, MixCoupling, Permute, Reverse,
+                     StandardNormal, Transform, mix_logit_cdf)
 
 
 class Scale(Transform):
@@ -221,6 +221,32 @@ def test_zero_last_makes_a_coupling_the_identity():
     x = torch.randn(3, 2)
     z, ldj = Coupling(MLP(1, 2, zero_last=True))(x)
     assert torch.equal(z, x) and ldj.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("d_in", [1, 3])
+def test_spread_puts_steep_steps_everywhere(d_in):
+    torch.manual_seed(0)
+    first = MLP(d_in, 5, (40, 8), spread=(6.0, 3.0))[0]
+    slope = first.weight.norm(dim=1)
+    assert torch.allclose(slope, torch.full_like(slope, 6.0))
+    # Along its own direction v a unit switches at c = -bias / slope; the 40 places are those of an even grid, in some order.
+    places = -first.bias / slope
+    assert torch.allclose(places.sort().values, torch.linspace(-3, 3, 40), atol=1e-6)
+    assert not torch.equal(places, places.sort().values) and not torch.equal(places.flip(0), places.sort().values)
+    assert len(MLP(d_in, 5, (), spread=(6.0, 3.0))) == 1, "without a hidden layer there is nothing to spread"
+
+
+@pytest.mark.parametrize("dim", [2, 3, 5])
+def test_a_spread_mixture_coupling_starts_with_even_logistics(dim):
+    torch.manual_seed(0)
+    layer, reach = MixCoupling.spread(dim, components=30, hidden=(8, 8), reach=4.0), 4.0
+    x = torch.randn(50, dim, dtype=torch.float64)
+    z, ldj = layer.double()(x)
+    # All points get the same map: the logit of the mean of 30 logistics with even means and scale exp(-2).
+    second = x[:, dim // 2:]
+    means, log_scale = torch.linspace(-reach, reach, 30, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
+    y, log_slope = mix_logit_cdf(second, torch.full((30,), 1 / 30, dtype=torch.float64), means, log_scale.expand(30))
+    assert torch.allclose(z, torch.cat([x[:, :dim // 2], y], 1), atol=1e-6) and torch.allclose(ldj, log_slope.sum(1), atol=1e-6)
 
 
 # --- bad input
