@@ -449,7 +449,12 @@ check("train_flow", train_flow)
 # Now everything is yours: the layer, its network, the permutation, the loop. Twelve of your layers, with a
 # reversal after each, make the flow. The picture hangs on the batches, so your loop needs to know nothing of it. Training goes in legs,
 # each with a smaller learning rate than the one before: 5000 batches of 256, as many points in all as in the lecture's own solution. That takes
-# one to two minutes. Meanwhile *Pause* (space) holds your loop between two batches and *Step* (right arrow) lets one through; the notebook's stop button ends
+# one to two minutes.
+#
+# One thing is added to your net, and it is worth more than a few layers: where it *begins*. PyTorch starts a first layer $w x_1 + b$ with slopes $w$ below 1
+# and places near 0, so all 64 steps $\tanh(w x_1 + b)$ are flat ones around the middle, and sharp bends elsewhere have to be found first. `spread` turns them into steeper steps
+# $\tanh(2 (x_1 - c))$ whose places $c$ lie evenly over $[-4, 4]$, where the data are. With the same seed and the same time the gap of our solution was about half as large.
+# Meanwhile *Pause* (space) holds your loop between two batches and *Step* (right arrow) lets one through; the notebook's stop button ends
 # it early and keeps what was learnt. Afterwards the slider plays the whole training again.
 #
 # **Predict:** which part of the spirals will be right first, which last?
@@ -462,9 +467,19 @@ check("train_flow", train_flow)
 # </details>
 
 # %% tags=["show"]
+def spread(net, slope=2.0, reach=4.0):
+    """Start each layer of `net` that sees x1 alone as steps of that slope with places evenly over [-reach, reach]; returns the net."""
+    for part in net.modules() if isinstance(net, nn.Module) else []:
+        if isinstance(part, nn.Linear) and part.in_features == 1 and part.bias is not None:
+            with torch.no_grad():
+                part.weight[:] = slope
+                part.bias[:] = -slope * torch.linspace(-reach, reach, part.out_features)
+    return net
+
+
 def coupling_flow(layers=12):
     """Your layers, with a reversal after each, on a standard normal."""
-    return Flow(StandardNormal(2), Compose([t for _ in range(layers) for t in (Coupling(make_net()), Permute([1, 0]))]))
+    return Flow(StandardNormal(2), Compose([t for _ in range(layers) for t in (Coupling(spread(make_net())), Permute([1, 0]))]))
 
 
 def gap(flow, target, n=20_000):
@@ -495,7 +510,7 @@ def _():
     train_flow(coupling_flow(1), [spirals.sample(8)], 1e-3)  # is it solved?
     settings.seed(1)
     spiral_flow = coupling_flow()
-    legs = [(1e-3, settings.steps(3500, 20)), (3e-4, settings.steps(1000, 10)), (1e-4, settings.steps(500, 5))]
+    legs = [(2e-3, settings.steps(3500, 20)), (5e-4, settings.steps(1000, 10)), (1e-4, settings.steps(500, 5))]
 
     def in_legs(flow, batches):
         return [loss for lr, steps in legs for loss in train_flow(flow, itertools.islice(batches, steps), lr)]
@@ -949,22 +964,35 @@ class MixCoupling(nn.Module):
 check("mix_coupling", MixCoupling)
 
 # %% [markdown]
-# **Four layers against twelve.** The same spirals, four of your mixture layers with $K = 8$ and half as many batches. **Predict:**
-# will a third of the layers do? Compare the gap with the one in section 5.
+# **Two layers against twelve.** The same spirals, two of your mixture layers with $K = 16$, and less than a third of the batches (1500 of 512). Again they
+# begin spread over the data, now with the last layer as well: as PyTorch starts it, all 16 logistics have about the same parameters, and must part before they can be
+# of use. `spread_mixture` lays their means evenly over $[-4, 4]$, with the scale $e^{-1}$.
+#
+# **Predict:** will a sixth of the layers do? Compare the gap with the one in section 5.
 
 # %% tags=["show"]
+def spread_mixture(net, K, reach=4.0):
+    """Start a net (B, 1) -> (B, 3 K + 2) of a mixture coupling so that it looks at all of [-reach, reach]; returns the net."""
+    last = spread(net, 4.0, reach)[-1]
+    with torch.no_grad():
+        last.weight[:], last.bias[:] = 0, 0                     # whatever x1 is, at first the logistics are the same ...
+        last.bias[K:2 * K] = torch.linspace(-reach, reach, K)   # ... with these means
+        last.bias[2 * K:3 * K] = -1                             # ... and these log-scales
+    return net
+
+
 @show
 def _():
     global mix_flow
     settings.seed(0)
-    K = 8
+    K = 16
 
     def net():
-        return nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3 * K + 2))
+        return spread_mixture(nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3 * K + 2)), K)
 
-    mix_flow = Flow(StandardNormal(2), Compose([t for _ in range(4) for t in (MixCoupling(net(), K), Permute([1, 0]))]))
-    legs = [(3e-3, settings.steps(1500, 10)), (5e-4, settings.steps(1000, 5))]
-    train_and_watch(mix_flow, spirals, legs)
+    mix_flow = Flow(StandardNormal(2), Compose([t for _ in range(2) for t in (MixCoupling(net(), K), Permute([1, 0]))]))
+    legs = [(3e-3, settings.steps(1000, 10)), (5e-4, settings.steps(500, 5))]
+    train_and_watch(mix_flow, spirals, legs, size=512)
     print(f"gap to the entropy: {gap(mix_flow, spirals):.3f} nats")
     figure, axes = plotting.side_by_side(2, ["samples of the mixture flow", "its density"])
     plotting.samples(axes[0], mix_flow.sample(8000), spirals.limits)
@@ -972,6 +1000,14 @@ def _():
     return figure
 
 # %% [markdown]
+# <details><summary>Answer</summary>
+#
+# They do, and better: about 0.02 nats, where the twelve affine layers had about 0.06, in a fifth of the time. One layer gives $x_2$ its distribution for each $x_1$, the other one gives
+# $x_1$ its own, and 16 logistics can follow all the windings that a vertical line crosses. With $K = 32$, three hidden layers, a learning rate that falls along a cosine and 30 seconds
+# of one processor, two such layers end below 0.005 nats: `benchmarks/README.md` sets that beside other libraries.
+#
+# </details>
+#
 # Sampling now costs a bisection for each layer, one evaluation of the map for each halving: expressive layers are cheap in
 # one direction at least. Autoregressive flows carry that trade further.
 #
