@@ -449,13 +449,12 @@ check("train_flow", train_flow)
 # Now everything is yours: the layer, its network, the permutation, the loop. Twelve of your layers, with a
 # reversal after each, make the flow. The picture hangs on the batches, so your loop needs to know nothing of it. Training goes in legs,
 # each with a smaller learning rate than the one before: 5000 batches of 256, as many points in all as in the lecture's own solution. That takes
-# one to two minutes.
-#
-# One thing is added to your net, and it is worth more than a few layers: where it *begins*. PyTorch starts a first layer $w x_1 + b$ with slopes $w$ below 1
-# and places near 0, so all 64 steps $\tanh(w x_1 + b)$ are flat ones around the middle, and sharp bends elsewhere have to be found first. `spread` turns them into steeper steps
-# $\tanh(2 (x_1 - c))$ whose places $c$ lie evenly over $[-4, 4]$, where the data are. With the same seed and the same time the gap of our solution was about half as large.
-# Meanwhile *Pause* (space) holds your loop between two batches and *Step* (right arrow) lets one through; the notebook's stop button ends
+# one to two minutes. Meanwhile *Pause* (space) holds your loop between two batches and *Step* (right arrow) lets one through; the notebook's stop button ends
 # it early and keeps what was learnt. Afterwards the slider plays the whole training again.
+#
+# One thing is added to your net: where it *begins*. PyTorch starts a first layer $w x_1 + b$ with slopes $w$ below 1 and places near 0, so all 64 steps
+# $\tanh(w x_1 + b)$ are flat ones around the middle, and sharp bends elsewhere have to be found first. `spread` turns them into steeper steps $\tanh(2 (x_1 - c))$
+# whose places $c$ lie evenly over $[-4, 4]$, where the data are. With the same seed and as many batches that about halved the gap of our solution.
 #
 # **Predict:** which part of the spirals will be right first, which last?
 #
