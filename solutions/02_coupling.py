@@ -454,7 +454,8 @@ check("train_flow", train_flow)
 #
 # One thing is added to your net: where it *begins*. PyTorch starts a first layer $w x_1 + b$ with slopes $w$ below 1 and places near 0, so all 64 steps
 # $\tanh(w x_1 + b)$ are flat ones around the middle, and sharp bends elsewhere have to be found first. `spread` turns them into steeper steps $\tanh(2 (x_1 - c))$
-# whose places $c$ lie evenly over $[-4, 4]$, where the data are. With the same seed and as many batches that about halved the gap of our solution.
+# whose places $c$ lie evenly over $[-4, 4]$, where the data are. With the same seed and as many batches that about halved the gap of our solution. (A net of another
+# make than `nn.Sequential(nn.Linear(...), nn.Tanh(), ...)` is left as it is: ReLUs this steep would grow without end.)
 #
 # **Predict:** which part of the spirals will be right first, which last?
 #
@@ -467,12 +468,11 @@ check("train_flow", train_flow)
 
 # %% tags=["show"]
 def spread(net, slope=2.0, reach=4.0):
-    """Start each layer of `net` that sees x1 alone as steps of that slope with places evenly over [-reach, reach]; returns the net."""
-    for part in net.modules() if isinstance(net, nn.Module) else []:
-        if isinstance(part, nn.Linear) and part.in_features == 1 and part.bias is not None:
-            with torch.no_grad():
-                part.weight[:] = slope
-                part.bias[:] = -slope * torch.linspace(-reach, reach, part.out_features)
+    """Start the first layer of Sequential(Linear(1, H), Tanh(), ...) as H steps of that slope, evenly over [-reach, reach]; returns the net."""
+    if isinstance(net, nn.Sequential) and [type(part) for part in net[:2]] == [nn.Linear, nn.Tanh] and net[0].bias is not None:
+        with torch.no_grad():
+            net[0].weight[:] = slope
+            net[0].bias[:] = -slope * torch.linspace(-reach, reach, net[0].out_features)
     return net
 
 
