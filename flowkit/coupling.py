@@ -62,7 +62,7 @@ class MixCoupling(Coupling):
     @classmethod
     def spread(cls, dim, components=32, hidden=(64, 64, 64), reach=4.0):
         """A coupling of D = `dim` coordinates with an MLP of its own, both made so that they look at all of [-reach, reach] from the start:
-        the net's first units switch, and the logistics (scale exp(-2)) have their means, evenly over it.
+        the net's first units switch, and the logistics have their means, evenly over it.
 
         With the usual start the logistics are all alike and take long to part. benchmarks/fit.py measures what that costs.
         """

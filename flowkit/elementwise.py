@@ -238,10 +238,11 @@ class MixLogitCDF(_Mixture):
     def __init__(self, components):
         super().__init__(components, 3 * components + 2)
 
-    def spread(self, d, reach, log_scale=-2.0):
-        """Parameters (P * d) with equal weights, means evenly over [-reach, reach], and that log-scale: a start for learning."""
+    def spread(self, d, reach):
+        """Parameters (P * d) to begin learning with: equal weights, means evenly over [-reach, reach], scales 0.6 of their distance."""
         means = torch.linspace(-reach, reach, self.components)
-        one = torch.cat([torch.zeros_like(means), means, torch.full_like(means, log_scale), means.new_zeros(2)])
+        scale = torch.full_like(means, 0.6 * 2 * reach / max(1, self.components - 1))
+        one = torch.cat([torch.zeros_like(means), means, scale.log(), means.new_zeros(2)])
         return one.repeat_interleave(d)
 
     def _parts(self, x, params):

@@ -28,7 +28,7 @@ class MLP(nn.Sequential):
     `zero_last` starts the last layer at zero, so that a coupling starts as the identity (Glow, section 3.3).
     `spread` = (slope, reach) starts the units of the first layer as steps activation(slope (v.x - c)), where v is a random
     direction and the places c are spread evenly over [-reach, reach]: the data see steep steps everywhere from the start, where
-    torch's usual start has flat ones near 0 and sharp edges take long to learn.
+    torch's usual start has flat ones near 0 and sharp edges take long to learn. For bounded activations: steep ReLUs grow without end.
     """
 
     def __init__(self, d_in, d_out, hidden=(64, 64), activation=nn.Tanh, zero_last=False, spread=None):

@@ -242,9 +242,9 @@ def test_a_spread_mixture_coupling_starts_with_even_logistics(dim):
     layer, reach = MixCoupling.spread(dim, components=30, hidden=(8, 8), reach=4.0), 4.0
     x = torch.randn(50, dim, dtype=torch.float64)
     z, ldj = layer.double()(x)
-    # All points get the same map: the logit of the mean of 30 logistics with even means and scale exp(-2).
+    # All points get the same map: the logit of the mean of 30 logistics with even means and scales 0.6 of their distance.
     second = x[:, dim // 2:]
-    means, log_scale = torch.linspace(-reach, reach, 30, dtype=torch.float64), torch.tensor(-2.0, dtype=torch.float64)
+    means, log_scale = torch.linspace(-reach, reach, 30, dtype=torch.float64), torch.tensor(0.6 * 8 / 29, dtype=torch.float64).log()
     y, log_slope = mix_logit_cdf(second, torch.full((30,), 1 / 30, dtype=torch.float64), means, log_scale.expand(30))
     assert torch.allclose(z, torch.cat([x[:, :dim // 2], y], 1), atol=1e-6) and torch.allclose(ldj, log_slope.sum(1), atol=1e-6)
 
