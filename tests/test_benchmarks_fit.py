@@ -22,6 +22,7 @@ def fit(monkeypatch, tmp_path):
     return fit
 
 
+@pytest.mark.slow
 def test_every_flow_learns_and_is_judged(fit, capsys):
     with pytest.raises(SystemExit) as stop:
         fit.main(["--quick", "--check", "--jobs", "2"])
