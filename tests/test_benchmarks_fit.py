@@ -54,12 +54,20 @@ def test_the_judge_finds_a_known_gap(fit):
     assert fit.judge(noisy, x, log_p)[1] == pytest.approx(1 / 12_000 ** 0.5, rel=0.1)
 
 
-def test_training_ends_with_its_cpu_time(fit):
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)            # waiting threads spend CPU time
+    yield
+    torch.set_num_threads(before)
+
+
+def test_training_ends_with_its_cpu_time(fit, one_thread):
     fit.warm_up()
     made, _ = fit.make("mixture coupling", False)
     before, start = [p.detach().clone() for p in made.module.parameters()], time.process_time()
     steps = fit.train(made, toys.get("rings"), 0.5, fit.BY_HAND["mixture coupling"])
-    assert 0.5 <= time.process_time() - start < 1.5 and steps > 3
+    assert 0.5 <= time.process_time() - start < 1.5 and steps > 1
     assert any(not torch.equal(a, b) for a, b in zip(before, made.module.parameters()))
 
 
