@@ -81,7 +81,7 @@ def affine_coupling(large):
 
 
 def mixture_coupling(large, layers=2, components=32):
-    return of_flowkit(*turned(flowkit.MixCoupling.spread(2, components, (96, 96, 96) if large else (64, 64, 64)) for _ in range(layers)))
+    return of_flowkit(*turned(flowkit.MixCoupling.spread(2, components, (96, 64, 64, 64) if large else (64, 48, 48, 48)) for _ in range(layers)))
 
 
 def mixture_coupling_3(large):
