@@ -33,7 +33,7 @@ from multiprocessing import get_context
 import normflows
 import torch
 import zuko
-from _peers import NF, NFT, Contestant, of_freia, of_nflows, of_normflows
+from _peers import NF, NFT, Contestant, _WithContext, of_freia, of_nflows, of_normflows
 from _tables import append, by_seed, cell, mean, rows, select, show
 from FrEIA.framework import SequenceINN
 from FrEIA.modules import AllInOneBlock
@@ -148,20 +148,9 @@ def zuko_cnf(large):
     return of_zuko(flow), finer
 
 
-class _Net(nn.Module):
-    """nflows calls its nets net(x, context)."""
-
-    def __init__(self, a, b, hidden):
-        super().__init__()
-        self.net = MLP(a, b, hidden, nn.ReLU)
-
-    def forward(self, x, context=None):
-        return self.net(x)
-
-
 def nflows_spline_coupling(large):
     return of_nflows(2, [t for _ in range(4) for t in (
-        NFT.PiecewiseRationalQuadraticCouplingTransform([0, 1], lambda a, b: _Net(a, b, _hidden(large)), BINS, "linear", REACH),
+        NFT.PiecewiseRationalQuadraticCouplingTransform([0, 1], lambda a, b: _WithContext(MLP(a, b, _hidden(large), nn.ReLU)), BINS, "linear", REACH),
         NFT.ReversePermutation(2))])
 
 
