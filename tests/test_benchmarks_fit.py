@@ -122,7 +122,7 @@ def test_the_search_chooses_and_the_table_goes_on_where_it_stopped(fit, made_up,
     fit.main(["--budget", "30", "120", "--toy", "rings", "two_moons"])
     again, *long = made_up
     assert again[2] == 30 and lines[4].startswith(f"{again[1]},{again[0]},") and {run[2] for run in long} == {120}
-    assert len(long) == 2 * fit.LEADERS * 3 and all(run[0] in fit.OURS for run in long)
+    assert len(long) == 2 * 2 * 3 and {run[0] for run in long} == {"mixture coupling", "zuko spline"}, "the best of ours and of the others"
     assert (datasets.DATA / "pictures" / "fit.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "0.0610 (mixture coupling)" in capsys.readouterr().out
 
@@ -130,6 +130,10 @@ def test_the_search_chooses_and_the_table_goes_on_where_it_stopped(fit, made_up,
 def test_check_fails_where_the_floor_is_lost(fit, made_up, capsys):
     fit.main(["--search"])
     fit.main(["--budget", "10", "30"])
+    with pytest.raises(SystemExit) as stop:
+        fit.main(["--check"])
+    assert stop.value.code == 1 and "rings, 120 s: mixture coupling lacks" in capsys.readouterr().out
+    fit.main(["--budget", "120"])
     with pytest.raises(SystemExit) as stop:
         fit.main(["--check"])
     assert stop.value.code == 0
