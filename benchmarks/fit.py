@@ -81,12 +81,14 @@ def affine_coupling(large):
 
 
 def mixture_coupling(large, layers=2, components=32):
-    return of_flowkit(*turned(flowkit.MixCoupling.spread(2, components, (96, 64, 64, 64) if large else (64, 48, 48, 48)) for _ in range(layers)))
+    """The last net is small: were the layers before it perfect, all that is left would be one coordinate's own density."""
+    hidden = [(48,) * 5 if large else (32,) * 5] * (layers - 1) + [(16, 16)]
+    return of_flowkit(*turned(flowkit.MixCoupling.spread(2, components, widths) for widths in hidden))
 
 
 def mixture_coupling_3(large):
-    """With half as many logistics in each layer: sharp edges come out sharper, round shapes less round."""
-    return mixture_coupling(large, 3, 16)
+    """With fewer logistics in each layer: sharp edges come out sharper, round shapes less round."""
+    return mixture_coupling(large, 3, 24)
 
 
 def maf(large):

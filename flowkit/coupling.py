@@ -60,7 +60,7 @@ class MixCoupling(Coupling):
         super().__init__(net, MixLogitCDF(components))
 
     @classmethod
-    def spread(cls, dim, components=32, hidden=(64, 48, 48, 48), reach=4.0):
+    def spread(cls, dim, components=32, hidden=(32, 32, 32, 32, 32), reach=4.0):
         """A coupling of D = `dim` coordinates with an MLP of its own, both made so that they look at all of [-reach, reach] from the start:
         the net's first units switch, and the logistics have their means, evenly over it.
 
