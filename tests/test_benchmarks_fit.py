@@ -27,7 +27,7 @@ def test_every_flow_learns_and_is_judged(fit, capsys):
     with pytest.raises(SystemExit) as stop:
         fit.main(["--quick", "--check", "--jobs", "2"])
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and out.endswith("every figure meets its goal\n")
+    assert stop.value.code == 0 and out.endswith("every gap is finite and none below zero\n")
     assert all(f"{model}: " in out for model in fit.MODELS)
     assert not (datasets.DATA / "miniature").exists()
 
