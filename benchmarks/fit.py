@@ -81,8 +81,8 @@ def affine_coupling(large):
 
 
 def mixture_coupling(large, layers=2, components=32):
-    """The last net is small: were the layers before it perfect, all that is left would be one coordinate's own density."""
-    hidden = [(48,) * 5 if large else (32,) * 5] * (layers - 1) + [(16, 16)]
+    """Of one size. The last net is small: were the layers before it perfect, all that is left would be one coordinate's own density."""
+    hidden = [(32,) * 5] * (layers - 1) + [(16, 16)]
     return of_flowkit(*turned(flowkit.MixCoupling.spread(2, components, widths) for widths in hidden))
 
 
@@ -331,11 +331,15 @@ def leaders(table, models, toy):
     return [min(side, key=known.get) for side in sides if side]
 
 
+def of_budget(table, models, toy, budget):
+    """The models that a toy's table has after that time: of the longest, the leaders."""
+    return [m for m in leaders(table, entrants(), toy) if m in models] if budget == max(BUDGETS) else models
+
+
 def wanted(models, names, budget):
     """Keys (toy, model, budget, seed), seed after seed, so that an early end leaves whole columns."""
     table = rows("fit")
-    return [(toy, model, budget, seed) for seed in SEEDS for toy in names
-            for model in (leaders(table, entrants(), toy) if budget == max(BUDGETS) else models) if model in models]
+    return [(toy, model, budget, seed) for seed in SEEDS for toy in names for model in of_budget(table, models, toy, budget)]
 
 
 def measure(jobs, keys, settings):
@@ -400,8 +404,7 @@ def quick(jobs, models):
 def faults(table, models):
     """What `--check` complains of."""
     result = [f"{toy}, {budget} s: {model} lacks a seed" for budget in BUDGETS for toy in TOYS
-              for model in (leaders(table, models, toy) if budget == max(BUDGETS) else models)
-              if len(gaps(table, model, toy, budget)) < len(SEEDS)]
+              for model in of_budget(table, models, toy, budget) if len(gaps(table, model, toy, budget)) < len(SEEDS)]
     result += [f"{row['toy']}, {row['budget']:g} s, {row['model']}, seed {row['seed']:g}: a gap of {row['gap']:g} nats" for row in table
                if not -4 * row["error"] < row["gap"] < math.inf]
     return result + [f"{toy}: {m} is at {ours:.4f} nats, over half of {p}'s {theirs:.4f}"
