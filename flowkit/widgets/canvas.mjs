@@ -1,8 +1,8 @@
 // One picture on an HTML canvas: heat maps, lines, areas, points, bars, texts and handles, in rows of panels.
 //
 // mount(root, source) draws source.picture into root and plays its frames. With source.send it talks to a kernel (keys,
-// drags, steps), one question at a time: while an answer is on its way only the newest wish is kept. Without it, as in
-// a page on its own, the frames are all there is. No build step and nothing loaded from anywhere.
+// drags, steps), one question at a time: while an answer is on its way keys wait in their order, and of a drag its newest place.
+// Without it, as in a page on its own, the frames are all there is. No build step and nothing loaded from anywhere.
 
 const OKABE_ITO = { blue: "#0072B2", orange: "#E69F00", green: "#009E73", red: "#D55E00", sky: "#56B4E9", purple: "#CC79A7", yellow: "#F0E442" };
 const THEMES = {
@@ -314,7 +314,7 @@ export function mount(root, source) {
   reset.innerHTML = icon("M5 10a7 7 0 1 1 2 5M5 4v6h6");
   full.innerHTML = icon("M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5");
 
-  let picture = source.picture, at = 0, playing = false, last = 0, asked = 0, answered = 0, waiting = null, askedAt = 0, held = null;
+  let picture = source.picture, at = 0, playing = false, last = 0, asked = 0, answered = 0, waiting = [], askedAt = 0, held = null;
   let settling, drawing, size;
 
   const around = () => box.closest(".flowkit-box") ?? box;         // the picture with the kernel's controls
@@ -398,24 +398,29 @@ export function mount(root, source) {
     at = Math.min(at, Math.max(0, frames().length - 1));
   }
 
-  // Ask the kernel. Steps that come while it works are added up, of anything else the newest is kept.
+  // Ask the kernel, or have it wait while the kernel works: equal keys are added up, of a drag only the newest place is kept.
   function ask(message) {
     if (!source.send) return;
-    const now = performance.now();
+    const now = performance.now(), before = waiting.at(-1);
     if (asked > answered && now - askedAt < PATIENCE) {
-      if (waiting && waiting.type === "key" && message.type === "key" && waiting.key === message.key) message.times = (waiting.times ?? 1) + 1;
-      waiting = message;
+      if (message.type === "settle" && before) return;              // what waits comes to rest by itself
+      if (message.key === "r") waiting = [];
+      else if (before && ["type", "key", "wrap", "name", "index"].every(word => before[word] === message[word])) {
+        waiting.pop();
+        if (message.type === "key") message.times = (before.times ?? 1) + 1;
+      }
+      waiting.push(message);
       return;
     }
+    if (asked > answered) waiting = [];         // given up, and what waited for it
     askedAt = now;
-    waiting = null;
     source.send({ ...message, ask: ++asked });
   }
 
   function heard(number) {
     if (number === undefined || number < asked) return;
     answered = number;
-    if (waiting) ask(waiting);
+    if (waiting.length) ask(waiting.shift());
     else if (playing && remote() && !picture.live) requestAnimationFrame(() => playing && ask({ type: "key", key: "ArrowRight", wrap: true }));
   }
 
