@@ -27,6 +27,7 @@ _NAMES = {
                "MultiScale", "flow_plus_plus"),
     "inference": ("reverse_kl", "forward_kl", "elbo", "iwae_log_prob", "FlowPosterior", "sample_at_temperature", "hybrid_loss"),
     "training": ("fit", "kl_gap", "History"),
+    "soap": ("SOAP",),
     "toys": (),
     "datasets": (),
     "live": (),

@@ -127,6 +127,24 @@ def test_tiny_numbers_are_zero_while_it_fits_and_only_then(before):
         torch.set_flush_denormal(False)
 
 
+def test_another_optimiser_and_a_rate_that_rises_first():
+    rates = []
+
+    class Watched(flowkit.SOAP):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    flow = small_flow()
+    history = fit(flow, toys.get("two_gaussians").sample, steps=100, batch_size=256, lr=1e-2, progress=False, optimiser=Watched, warm_up=0.2)
+    done = np.arange(100) / 100
+    assert np.allclose(rates, 1e-2 * (1 + np.cos(np.pi * done)) / 2 * np.minimum(1, (np.arange(100) + 1) / 21), atol=1e-12)
+    assert np.mean(history.losses[-10:]) < np.mean(history.losses[:5]) - 0.3
+    for warm_up in (-0.1, 1):
+        with pytest.raises(ValueError, match="warm_up must be a share of the steps"):
+            fit(flow, toys.get("rings").sample, steps=1, warm_up=warm_up)
+
+
 def test_progress_bar_shows_the_loss(capsys):
     fit(small_flow(), toys.get("rings").sample, steps=3, batch_size=8)
     assert "3/3" in capsys.readouterr().err
