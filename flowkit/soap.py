@@ -52,8 +52,8 @@ class SOAP(torch.optim.Optimizer):
             g = g.flatten(2)
         rate, (beta1, beta2), state = group["lr"], group["betas"], self.state[weights[0]]
         if not state:
-            sides = (g @ g.mT, g.mT @ g) if g.ndim == 3 else ()
-            spread = [s * (1 - beta2) if 1 < len(s[0]) <= group["widest"] else None for s in sides]
+            sides = enumerate(g.shape[1:] if g.ndim == 3 else ())
+            spread = [_spread(g, side) * (1 - beta2) if 1 < n <= group["widest"] else None for side, n in sides]
             state |= {"steps": 0, "mean": torch.zeros_like(g), "square": torch.zeros_like(g), "spread": spread,
                       "basis": [None if s is None else torch.linalg.eigh(s).eigenvectors.flip(-1) for s in spread]}
             return
@@ -67,7 +67,7 @@ class SOAP(torch.optim.Optimizer):
             p.add_(part.view_as(p), alpha=-rate / (1 - beta1 ** t))
         for side, spread in enumerate(state["spread"]):
             if spread is not None:
-                spread.lerp_(g @ g.mT if side == 0 else g.mT @ g, 1 - beta2)
+                spread.lerp_(_spread(g, side), 1 - beta2)
                 if t % group["every"] == 0:
                     self._follow(state, side)
 
@@ -79,6 +79,11 @@ class SOAP(torch.optim.Optimizer):
         order = (q * power).sum(-2, keepdim=True).argsort(-1, descending=True)
         state["basis"][side] = torch.linalg.qr(power.take_along_dim(order, -1)).Q
         state["square"] = state["square"].take_along_dim(order.mT if side == 0 else order, side - 2)
+
+
+def _spread(g, side):
+    """G Gᵀ, or Gᵀ G."""
+    return g @ g.mT if side == 0 else g.mT @ g
 
 
 def _turned(x, basis, back=False):
