@@ -75,7 +75,7 @@ def fit(flow, data, steps=2000, batch_size=768, lr=5e-3, clip=10.0, progress=Tru
     The gradient's norm is cut at `clip`: one rare point can have a gradient thousands of times the usual, and
     Adam would remember it for a thousand steps. `optimiser(parameters, lr=...)` makes another torch optimiser than Adam, and over
     the share `warm_up` of the steps, in [0, 1), the rate rises from zero. With `optimiser=flowkit.SOAP, lr=1e-2, batch_size=2048,
-    warm_up=0.05` benchmarks/fit.py reaches its figures: about half of Adam's gap in the same time.
+    warm_up=0.05` benchmarks/fit.py reaches its figures: half to three quarters of Adam's gap in the same time.
 
     `flow`: a module with log_prob. `data`: a function n -> batch (n, D), such as a toy's `sample`, or a tensor of
     points (N, D), of which each step draws `batch_size` at random. `on_step(step, history)` is called after each
