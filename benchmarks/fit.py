@@ -43,6 +43,7 @@ from torch import nn
 
 import flowkit
 from flowkit import MLP, datasets, toys
+from flowkit.training import adam
 
 TOYS = ("two_spirals", "eight_gaussians", "checkerboard", "two_moons", "rings", "grid_of_gaussians")
 GOALS = dict(zip(TOYS, (0.03, 0.0015, 0.01, 0.002, 0.005, 0.01)))      # nats, after 30 s
@@ -223,8 +224,7 @@ def make(model, large):
 def train(made, toy, seconds, setting):
     """Steps taken in that CPU time of this process. The schedule runs by the clock, so that it ends with the time."""
     parameters = [p for p in made.module.parameters() if p.requires_grad]
-    fused = all(p.is_contiguous() for p in parameters)
-    optimiser = flowkit.SOAP(parameters, setting.lr) if setting.soap else torch.optim.Adam(parameters, lr=setting.lr, fused=fused)
+    optimiser = (flowkit.SOAP if setting.soap else adam)(parameters, lr=setting.lr)
     steps, start = 0, time.process_time()
     while (spent := (time.process_time() - start) / seconds) < 1:
         for group in optimiser.param_groups:

@@ -63,17 +63,17 @@ def _nll(flow, x):
     return -log_prob.mean()
 
 
-def _adam(parameters, lr):
-    # torch's fused Adam goes astray on a parameter with gaps in memory, such as one half of a chunked tensor.
+def adam(parameters, lr):
+    """torch's Adam, fused where that is right: it goes astray on a parameter with gaps in memory, such as one half of a chunked tensor."""
     whole = all(p.is_contiguous() for p in parameters)
     return torch.optim.Adam(parameters, lr=lr, fused=whole and parameters[0].device.type in ("cpu", "cuda"))
 
 
-def fit(flow, data, steps=2000, batch_size=768, lr=5e-3, clip=10.0, progress=True, on_step=None, optimiser=None, warm_up=0.0):
+def fit(flow, data, steps=2000, batch_size=768, lr=5e-3, clip=10.0, progress=True, on_step=None, optimiser=adam, warm_up=0.0):
     """Fit `flow` by Adam on -mean log q(x), with a learning rate that falls to zero along a cosine.
 
     The gradient's norm is cut at `clip`: one rare point can have a gradient thousands of times the usual, and
-    Adam would remember it for a thousand steps. `optimiser(parameters, lr=...)` makes another torch optimiser than Adam, and over
+    Adam would remember it for a thousand steps. `optimiser(parameters, lr=...)` makes a torch optimiser, and over
     the share `warm_up` of the steps, in [0, 1), the rate rises from zero. With `optimiser=flowkit.SOAP, lr=1e-2, batch_size=2048,
     warm_up=0.05` benchmarks/fit.py reaches its figures: half to three quarters of Adam's gap in the same time.
 
@@ -91,7 +91,7 @@ def fit(flow, data, steps=2000, batch_size=768, lr=5e-3, clip=10.0, progress=Tru
     if not 0 <= warm_up < 1:
         raise ValueError(f"warm_up must be a share of the steps in [0, 1), got {warm_up}")
     like = parameters[0]
-    optimiser = (optimiser or _adam)(parameters, lr=lr)
+    optimiser = optimiser(parameters, lr=lr)
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))]
     if rising := round(warm_up * steps):
         schedules.append(torch.optim.lr_scheduler.LinearLR(optimiser, 1 / (rising + 1), total_iters=rising))
