@@ -405,10 +405,7 @@ export function mount(root, source) {
     if (asked > answered && now - askedAt < PATIENCE) {
       if (message.type === "settle" && before) return;              // what waits comes to rest by itself
       if (message.key === "r") waiting = [];
-      else if (before && ["type", "key", "wrap", "name", "index"].every(word => before[word] === message[word])) {
-        waiting.pop();
-        if (message.type === "key") message.times = (before.times ?? 1) + 1;
-      }
+      else if (before && ["type", "key", "wrap", "name", "index"].every(word => before[word] === message[word])) message.times = (waiting.pop().times ?? 1) + 1;
       waiting.push(message);
       return;
     }
