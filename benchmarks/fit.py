@@ -17,8 +17,8 @@ where it stopped. Then come the table (mean and standard deviation over the seed
 
 `--search` chooses the settings of all but the mixture couplings, ours and the others' alike: each flow is trained for 10 s on two toys with
 four settings (half of the 8 of two rates, two batch sizes and two sizes of the net, so that each value of one meets both of the others; with
-SOAP the smaller net, at three rates and two batch sizes), judged on 20,000 other points, and gets the one with the lowest geometric mean; rows go to data/miniature/fit_search.csv. The mixture
-couplings' settings were found by hand, with other points again.
+SOAP the smaller net, at three rates and two batch sizes), judged on 20,000 other points, and gets the one with the lowest geometric mean;
+rows go to data/miniature/fit_search.csv. The mixture couplings' settings were found by hand, with other points again.
 
 `--check`: exit 1 if on some toy our best gap after 30 s is over half of the best peer's, or rows are missing. `--quick`: half a second for each flow on
 one toy, nothing written; with `--check` only that each gap is finite and no less than zero.
@@ -290,6 +290,7 @@ def all_runs(jobs, todo):
 # --- the search
 
 def searched(model):
+    """The settings among which the search chooses."""
     return WITH_SOAP if model in LENT else HALF
 
 
