@@ -267,8 +267,7 @@ def judge(exercise, seed, arrays):
     complaints = outputs.complaints()
     kinds = {k for k, _ in complaints.values()}
     if "unsolved" in kinds and score == 0:
-        verdict.status = "unsolved"
-        return verdict
+        return Verdict(exercise.id, "unsolved", score, exercise.points)     # as it is without outputs, when the process died before its check
     raised = {end(sentence) for kind, sentence in complaints.values() if kind in ("raised", "blocked")}
     verdict.status = "error" if score == 0 and results[0].sentence in raised else "wrong"
     said = exception(outputs, results)      # without numbers to hold against a slip, what Python says is the better guide

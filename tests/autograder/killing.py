@@ -26,6 +26,7 @@ from nbgrader import api
 LESSON = "02_coupling"
 PHASES = ("start", "working", "notebook", "feedback", "log", "source", "gradebook", "table", "report", "other file")
 STUDENTS, REAL = 12, 4
+LIMIT = 3   # seconds for a cell: enough for an honest one where other tests run beside, and what ENDLESS costs each time
 ENDLESS = "import time\nwhile True:\n    try:\n        time.sleep(1)\n    except BaseException:\n        pass"
 EARLY, LATE = PHASES[:PHASES.index("source")], PHASES[PHASES.index("source"):]     # the late ones come also when all is graded
 phase = mmap.mmap(-1, 2)    # shared with the runs: the one they are in, and the one that is waited for
@@ -103,7 +104,7 @@ def start(place, out, jobs):
             os.setsid()
             with open(out.parent / "said.txt", "a") as said:
                 os.dup2(said.fileno(), 2)
-                grade.grade(place, out, build.ROOT / "lessons", timeout=1, seed=1, jobs=jobs)
+                grade.grade(place, out, build.ROOT / "lessons", timeout=LIMIT, seed=1, jobs=jobs)
             code = 0
         except BaseException:
             with open(out.parent / "faults.txt", "a") as file:
@@ -234,13 +235,14 @@ def main():
     hand_in(place, real)
 
     begin = time.monotonic()
-    grade.grade(place, state / "undisturbed", build.ROOT / "lessons", timeout=1, seed=1, jobs=jobs)    # here, so that all is loaded before the forks
+    grade.grade(place, state / "undisturbed", build.ROOT / "lessons", timeout=LIMIT, seed=1, jobs=jobs)    # here, so that all is loaded before the forks
     meant = describe(state / "undisturbed")
     gc.collect(), gc.freeze()   # the runs would copy this process' memory to look through it
     before, faults = time.monotonic(), []
     if not real:
         finished(start(place, state / "again", jobs))
-        faults = [f"without a kill: {key}" for key, value in describe(state / "again").items() if meant.get(key) != value]
+        again = describe(state / "again")
+        faults = [f"without a kill: {difference(key, meant, again)}" for key in again if meant.get(key) != again[key]]
     length = time.monotonic() - before
 
     draw, killed, rounds, total = random.Random(seed), Counter(), 0, 0
@@ -263,10 +265,19 @@ def main():
         finished(start(place, out, jobs))   # a last run, undisturbed, which finds little or nothing to do
         got = describe(out)
         got["lines"] -= again
-        faults += [f"round {rounds}: {key}" for key in meant.keys() | got.keys() if meant.get(key) != got.get(key)]
+        faults += [f"round {rounds}: {difference(key, meant, got)}" for key in meant.keys() | got.keys() if meant.get(key) != got.get(key)]
     crashed = (state / "faults.txt").read_text() if (state / "faults.txt").exists() else ""
     print(json.dumps({"kills": total, "rounds": rounds, "killed": killed, "faults": faults, "crashed": crashed, "undisturbed": length,
                       "seconds": time.monotonic() - begin, "submissions": meant["lines"]}))
+
+
+def difference(key, meant, got):
+    """The key, and of somebody's result what stands there in the place of what."""
+    one, other = meant.get(key), got.get(key)
+    if key[0] != "graded" or one is None or other is None:
+        return key
+    verdicts = [(v["exercise"], v["status"], w["status"], w["note"]) for v, w in zip(one["verdicts"], other["verdicts"]) if v != w]
+    return key, verdicts, [name for name in one if name != "verdicts" and one[name] != other[name]]
 
 
 def disturbed(out, meant, most):

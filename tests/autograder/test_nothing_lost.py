@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from autograder import build, grade, gradebook, workers
+from autograder import build, grade, gradebook, runner, workers
 from autograder.bar import Progress, rounded
 
 from stand_in import unsolved
@@ -55,6 +55,29 @@ def test_killed_at_200_random_moments(tmp_path):
     assert all(real["killed"][role] >= 2 for role in ("grader", "worker", "warm parent", "child"))
     counted = sum(run["killed"].get(role, 0) for run in (said, real) for role in ("grader", "worker", "warm parent", "child"))
     assert counted == said["kills"] + real["kills"] >= KILLS
+
+
+def test_a_process_that_dies_in_an_exercise_that_was_not_answered_changes_nothing(monkeypatch):
+    (source,) = build.sources([LESSON])
+    release = grade.releases(build.ROOT / "lessons")[LESSON]
+    handed_in = nbformat.from_dict(release.notebook)
+    (answer,) = (c.source for c in build.solved(source).cells if c.id == "permute")
+    next(c for c in handed_in.cells if c.id == "permute").source = answer + "\n"
+    order = grade.Order("ann", LESSON, f"{LESSON}.ipynb", nbformat.writes(handed_in).encode(), release, "key", 1, 60)
+    one = runner.Session.one
+    with contextlib.closing(workers.parent(())) as parent:
+        undisturbed = grade.grade_one(order)
+
+        def dying(session, cell):
+            if cell.id == "train_flow_check":
+                for process in psutil.Process(parent.process.pid).children(recursive=True):
+                    process.kill()
+            return one(session, cell)
+
+        monkeypatch.setattr(runner.Session, "one", dying)
+        got = grade.grade_one(order)
+    assert got.result.verdicts == undisturbed.result.verdicts and [v.exercise for v in got.result.verdicts if v.score] == ["permute"]
+    assert (got.notebook, got.feedback) == (undisturbed.notebook, undisturbed.feedback)
 
 
 # --- interrupts ------------------------------------------------------------------------------------------------------
